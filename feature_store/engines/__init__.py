@@ -1,0 +1,1 @@
+"""Who computes: one port, and the engines behind it."""

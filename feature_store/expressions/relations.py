@@ -1,0 +1,112 @@
+"""What a view means, as data that every engine reads: three frozen relations over rows with an event time.
+
+A relation holds no settings, definitions or connections: names and types are settled, expressions are bound.
+Instants and durations are int64 microseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from feature_store.expressions.scalars import Scalar
+from feature_store.types import Schema, Type
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Where rows come from, and their schema as it was at `apply`.
+
+    `path` is an absolute path or URI of Parquet, CSV or Delta (a file, a directory, Hive partitions); `table` a
+    metastore table; `pushed` the Delta table of rows that came by push, read together with the rest if it exists.
+    Rows equal in all `unique` columns count once.
+    """
+
+    name: str
+    schema: Schema
+    path: str | None = None
+    table: str | None = None
+    timestamp: str | None = None
+    created: str | None = None
+    unique: tuple[str, ...] = ()
+    pushed: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A named column, computed from those of the rows."""
+
+    name: str
+    scalar: Scalar
+
+    @property
+    def type(self) -> Type:
+        return self.scalar.type
+
+
+@dataclass(frozen=True, slots=True)
+class LatestRow:
+    """At T: of the rows of a key with event time <= T, the one with the greatest (event time, created, values...)."""
+
+    rows: Rows
+    keys: Schema
+    values: tuple[Computed, ...]
+    ttl: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One aggregate of a sawtooth window: events with floor(T - length, hop) <= event time < T where `where` holds.
+
+    `value` is None for count of rows; `type` is the type of the answer.
+    """
+
+    name: str
+    function: str
+    type: Type
+    length: int
+    hop: int
+    value: Scalar | None = None
+    where: Scalar | None = None
+    n: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When a snapshot is taken: `daily`, `hourly` or a cron line, read in a time zone."""
+
+    every: str
+    timezone: str = "UTC"
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Windowed aggregates. Without `schedule` they move with T; with one, the value at T is that at the last
+    boundary b <= T."""
+
+    rows: Rows
+    keys: Schema
+    windows: tuple[Window, ...]
+    schedule: Schedule | None = None
+
+    @property
+    def hops(self) -> tuple[int, ...]:
+        return tuple(sorted({window.hop for window in self.windows}))
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledQuery:
+    """A Spark SQL query run once per `${date}`; its rows are valid from the end of that date plus `delay`, until the
+    next ones are.
+
+    `values` are (feature name, column of the query, type).
+    """
+
+    sql: str
+    sources: tuple[Rows, ...]
+    keys: Schema
+    values: tuple[tuple[str, str, Type], ...]
+    schedule: Schedule
+    delay: int = 0
+
+
+Relation = LatestRow | Windows | ScheduledQuery

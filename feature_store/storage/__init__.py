@@ -1,0 +1,1 @@
+"""Where values rest: the online and offline ports and the stores behind them."""
