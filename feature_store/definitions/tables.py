@@ -1,0 +1,66 @@
+"""Where the values of a view rest online: the tables that materialization writes and retrieval reads.
+
+A view over columns has one table of rows. Temporal windows have an items-table of tiles a hop, snapshots (windows with
+a schedule, scheduled queries) one items-table by boundary, and every snapshot view one row in `MARKERS`, written last,
+which says what boundary counts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from feature_store.expressions.aggregates import tile_schema
+from feature_store.expressions.instants import SECOND
+from feature_store.expressions.relations import LatestRow, ScheduledQuery, Windows
+from feature_store.storage.online import Key, Table
+from feature_store.types import INT64, STRING, Schema
+
+if TYPE_CHECKING:
+    from feature_store.definitions.bind import BoundView
+
+MARKERS = Table("markers", keys=Schema.of(view=STRING, version=STRING), values=Schema.of(at=INT64))
+"""The boundary of the snapshot that is served, a row a view and version; its event time is that boundary."""
+
+
+def marker_key(bound: BoundView) -> Key:
+    """The key of a view's row in `MARKERS`."""
+    return (bound.view.name, bound.version)
+
+
+def table_name(bound: BoundView) -> str:
+    """`view.version`: a view whose stored values would change has another table."""
+    return f"{bound.view.name}.{bound.version}"
+
+
+def latest_table(bound: BoundView) -> Table:
+    """One packed row a key: the features of a view over columns."""
+    return Table(table_name(bound), bound.keys, bound.features)
+
+
+def tile_table(bound: BoundView, hop: int) -> Table:
+    """The tiles and fragments of one hop (microseconds) of a temporal view."""
+    windows = bound.relation.windows if isinstance(bound.relation, Windows) else ()
+    values = tile_schema([window for window in windows if window.hop == hop])
+    step = f"{hop // SECOND}" if hop % SECOND == 0 else f"{hop}us"
+    return Table(f"{table_name(bound)}@{step}", bound.keys, values, items=True)
+
+
+def snapshot_table(bound: BoundView) -> Table:
+    """Finished feature values by boundary: the item is the boundary of the snapshot they belong to."""
+    return Table(table_name(bound), bound.keys, bound.features, items=True)
+
+
+def is_snapshot(bound: BoundView) -> bool:
+    """Whether the view's values hold from one schedule boundary to the next."""
+    relation = bound.relation
+    return isinstance(relation, ScheduledQuery) or (isinstance(relation, Windows) and relation.schedule is not None)
+
+
+def tables_of(bound: BoundView) -> tuple[Table, ...]:
+    """Every table that holds values of this view and of no other; `MARKERS` is shared and not among them."""
+    if isinstance(bound.relation, LatestRow):
+        return (latest_table(bound),)
+    if is_snapshot(bound):
+        return (snapshot_table(bound),)
+    assert isinstance(bound.relation, Windows)
+    return tuple(tile_table(bound, hop) for hop in bound.relation.hops)
