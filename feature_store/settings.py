@@ -1,0 +1,202 @@
+"""The settings of a feature repository: where things run and rest, from feature_store.yaml and the environment."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from feature_store.errors import Location, SettingsError, nearest
+
+FILE_NAME = "feature_store.yaml"
+_VARIABLE = re.compile(r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<default>:-[^}]*)?\}|(?P<wrong>\$\{[^}]*\}?)")
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+_SQLITE = re.compile(r"(?P<scheme>sqlite(?:\+\w+)?:///)(?P<file>[^?/][^?]*)(?P<query>\?.*)?")
+_PROJECT = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
+
+_KeyPath = tuple[str | int, ...]
+
+
+def _project(value: str) -> str:
+    if not _PROJECT.fullmatch(value):
+        raise ValueError(
+            f'"{value}" is not a project name: letters, digits, "_" and "-", starting with a letter, at most 63 characters'
+        )
+    return value
+
+
+def _timezone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f'"{value}" is not a time zone; write for example UTC or Asia/Shanghai') from None
+    return value
+
+
+class Limits(BaseModel):
+    """What one request, or one process, may take at most."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_entities: int = Field(default=10_000, ge=1)
+    """Entity rows in one online request."""
+    max_body_mb: float = Field(default=8, gt=0)
+    """MiB of one HTTP request's body."""
+    memory: str | None = Field(default=None, pattern=r"^\d+(\.\d+)?\s*(KB|MB|GB|TB|KiB|MiB|GiB|TiB)$")
+    """What the local engine may use, for example 4GB; the rest spills to disk. None: the engine's own default."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of the local engine; None: one a core."""
+
+
+class Settings(BaseModel):
+    """What feature_store.yaml says, variables expanded and paths made absolute."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    project: Annotated[str, AfterValidator(_project)]
+    registry: str = "sqlite:///data/registry.db"
+    offline_store: str = "data/offline"
+    online_store: str = "sqlite:///data/online.db"
+    engine: str = "local"
+    engines: dict[str, str] = {}
+    aliases: dict[str, str] = {}
+    timezone: Annotated[str, AfterValidator(_timezone)] = "UTC"
+    limits: Limits = Limits()
+
+
+def load_settings(path: Path | str, root: Path | None = None) -> Settings:
+    """Read a settings file; relative paths in it are relative to `root`, by default the file's own folder.
+
+    `SettingsError` with file and line for anything wrong in it.
+    """
+    file = Path(path)
+    text = _read(file)
+    node = _compose(text, file)
+    if not isinstance(node, yaml.MappingNode):
+        raise SettingsError(
+            "the settings are not a mapping", location=Location(str(file), 1), hint="Write project: NAME"
+        )
+    lines = dict(_lines(node, ()))
+    values = _expand(yaml.SafeLoader(text).construct_document(node), (), lines, file)
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        raise _settings_error(error, lines, file) from None
+    return _resolved(settings, (root or file.parent).absolute())
+
+
+def resolve_uri(uri: str, root: Path) -> str:
+    """A URI with relative SQLite files made absolute: relative to `root`. Anything else stays as it is.
+
+    >>> resolve_uri("sqlite:///data/online.db", Path("/repo"))
+    'sqlite:////repo/data/online.db'
+    """
+    if uri.startswith("tiered:"):
+        parts = uri.removeprefix("tiered:").split("|")
+        return "tiered:" + "|".join(resolve_uri(part, root) for part in parts)
+    sqlite = _SQLITE.fullmatch(uri)
+    if sqlite and sqlite["file"] != ":memory:":
+        return f"{sqlite['scheme']}{root.absolute() / sqlite['file']}{sqlite['query'] or ''}"
+    return uri
+
+
+def resolve_location(location: str, root: Path) -> str:
+    """A URI as `resolve_uri` leaves it, or a path made absolute: relative to `root`."""
+    return resolve_uri(location, root) if _URI.match(location) else str(root.absolute() / Path(location).expanduser())
+
+
+def _resolved(settings: Settings, root: Path) -> Settings:
+    places = {
+        "registry": resolve_uri(settings.registry, root),
+        "offline_store": resolve_location(settings.offline_store, root),
+        "online_store": resolve_uri(settings.online_store, root),
+        "aliases": {name: resolve_uri(uri, root) for name, uri in settings.aliases.items()},
+    }
+    return settings.model_copy(update=places)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SettingsError(
+            f"there is no {file}", hint="Run fs init DIR to make a repository, or name one with -c DIR"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"cannot read the settings: {error}", location=Location(str(file))) from None
+
+
+def _compose(text: str, file: Path) -> yaml.Node | None:
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise SettingsError(f"this is not YAML: {error.problem}", location=Location(str(file), line)) from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"this is not YAML: {error}", location=Location(str(file))) from None
+
+
+def _lines(node: yaml.Node, path: _KeyPath) -> Iterator[tuple[_KeyPath, int]]:
+    """The line of each key and item, by its path."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            inner = (*path, str(key.value))
+            yield inner, key.start_mark.line + 1
+            yield from _lines(value, inner)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield (*path, index), value.start_mark.line + 1
+            yield from _lines(value, (*path, index))
+
+
+def _expand(value: Any, path: _KeyPath, lines: Mapping[_KeyPath, int], file: Path) -> Any:
+    """The value with ${VAR} and ${VAR:-default} filled in from the environment; $${ stands for a literal ${."""
+    if isinstance(value, dict):
+        return {key: _expand(inner, (*path, str(key)), lines, file) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_expand(inner, (*path, index), lines, file) for index, inner in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def fill(match: re.Match[str]) -> str:
+        if match[0] == "$${":
+            return "${"
+        location = Location(str(file), lines.get(path, 0))
+        if match["wrong"]:
+            raise SettingsError(
+                f'"{match["wrong"]}" is not a variable', location=location, hint="Write ${VAR} or ${VAR:-default}"
+            )
+        default = match["default"]
+        found = os.environ.get(match["name"])
+        if default is not None:
+            return found or default[2:]
+        if found is None:
+            hint = f"Set it, or write ${{{match['name']}:-default}}"
+            raise SettingsError(f"the environment has no variable {match['name']}", location=location, hint=hint)
+        return found
+
+    return _VARIABLE.sub(fill, value)
+
+
+def _settings_error(error: ValidationError, lines: Mapping[_KeyPath, int], file: Path) -> SettingsError:
+    """The first thing wrong, with the nearest key or what the key takes."""
+    first = error.errors(include_url=False)[0]
+    path = tuple(first["loc"])
+    name = ".".join(str(part) for part in path)
+    known = Limits.model_fields if path[:1] == ("limits",) else Settings.model_fields
+    line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), 0)
+    location = Location(str(file), line)
+    if first["type"] == "extra_forbidden":
+        hint = nearest(str(path[-1]), known) or f"Keys are {', '.join(known)}"
+        return SettingsError(f'there is no setting "{name}"', location=location, hint=hint)
+    if first["type"] == "missing":
+        return SettingsError(f'the setting "{name}" is missing', location=location, hint=f"Add {name}: to the file")
+    what = first["msg"].removeprefix("Value error, ")
+    got = "" if first["type"] == "value_error" else f", not {first['input']!r}"
+    return SettingsError(f"{name}: {what}{got}", location=location)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from feature_store.errors import SettingsError
+from feature_store.settings import load_settings, resolve_location, resolve_uri
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "feature_store.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_defaults_are_relative_to_the_file(tmp_path: Path) -> None:
+    settings = load_settings(write(tmp_path, "project: ads\n"))
+    assert settings.project == "ads"
+    assert settings.registry == f"sqlite:///{tmp_path}/data/registry.db"
+    assert settings.online_store == f"sqlite:///{tmp_path}/data/online.db"
+    assert settings.offline_store == f"{tmp_path}/data/offline"
+    assert (settings.engine, settings.timezone, settings.limits.max_entities) == ("local", "UTC", 10_000)
+
+
+def test_every_key_of_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FS_HOST", "cache")
+    monkeypatch.delenv("FS_PORT", raising=False)
+    text = """
+project: ads
+registry: postgresql://u@h/db
+offline_store: s3://bucket/x
+online_store: redis://${FS_HOST}:${FS_PORT:-6379}/0
+engine: spark
+engines: {spark: "local[2]", flink: embedded}
+aliases: {feature_cache: "redis://localhost:6379/0", local: "sqlite:///x.db"}
+timezone: Asia/Shanghai
+limits: {max_entities: 5, max_body_mb: 0.5}
+"""
+    settings = load_settings(write(tmp_path, text))
+    assert settings.registry == "postgresql://u@h/db"
+    assert settings.offline_store == "s3://bucket/x"
+    assert settings.online_store == "redis://cache:6379/0"
+    assert settings.engines == {"spark": "local[2]", "flink": "embedded"}
+    assert settings.aliases["local"] == f"sqlite:///{tmp_path}/x.db"
+    assert settings.limits.max_entities == 5
+
+
+def test_another_root(tmp_path: Path) -> None:
+    settings = load_settings(write(tmp_path, "project: ads\n"), root=Path("/repo"))
+    assert settings.offline_store == "/repo/data/offline"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("project: ads\nonlin_store: x\n", 2, 'Did you mean "online_store"?'),
+        ("project: ads\n\nregistry: ${FS_NOPE}\n", 3, "FS_NOPE"),
+        ("project: ads\nregistry: ${FS NOPE}\n", 2, '"${FS NOPE}" is not a variable'),
+        ("project: ads\nlimits:\n  max_entitis: 3\n", 3, 'Did you mean "max_entities"?'),
+        ("project: ads\nlimits:\n  max_entities: 0\n", 3, "greater than or equal to 1"),
+        ("project: ads\ntimezone: Mars/Olympus\n", 2, '"Mars/Olympus" is not a time zone'),
+        ("project: 1x\n", 1, '"1x" is not a project name'),
+        ("project: ads\nengines: [spark]\n", 2, "engines"),
+        ("- ads\n", 1, "not a mapping"),
+        ("", 1, "not a mapping"),
+        ("project: ads\nengines: {\n", 3, "not YAML"),
+        ("registry: x\n", 0, '"project" is missing'),
+    ],
+)
+def test_errors_say_where_and_what(tmp_path: Path, text: str, line: int, says: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(write(tmp_path, text))
+    assert says in str(caught.value)
+    assert caught.value.location is not None
+    assert caught.value.location.line == line
+
+
+def test_a_missing_file_names_init(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="fs init"):
+        load_settings(tmp_path / "feature_store.yaml")
+
+
+def test_an_escaped_variable_stays(tmp_path: Path) -> None:
+    assert load_settings(write(tmp_path, "project: ads\nengine: $${X}\n")).engine == "${X}"
+
+
+@pytest.mark.parametrize(
+    ("uri", "resolved"),
+    [
+        ("sqlite:///a/b.db?timeout=1", "sqlite:////r/a/b.db?timeout=1"),
+        ("sqlite:////a/b.db", "sqlite:////a/b.db"),
+        ("sqlite://", "sqlite://"),
+        ("sqlite:///:memory:", "sqlite:///:memory:"),
+        ("sqlite+pysqlite:///a.db", "sqlite+pysqlite:////r/a.db"),
+        ("redis://h:1/0", "redis://h:1/0"),
+        ("tiered:redis://h:1|sqlite:///a.db", "tiered:redis://h:1|sqlite:////r/a.db"),
+    ],
+)
+def test_resolve_uri(uri: str, resolved: str) -> None:
+    assert resolve_uri(uri, Path("/r")) == resolved
+
+
+def test_resolve_location() -> None:
+    assert resolve_location("data/x", Path("/r")) == "/r/data/x"
+    assert resolve_location("/data/x", Path("/r")) == "/data/x"
+    assert resolve_location("hdfs://h/x", Path("/r")) == "hdfs://h/x"
