@@ -67,7 +67,7 @@ class Progress:
     """How far one version of a view is materialized.
 
     Everything up to the instant `through` is online; `inputs` are the fingerprints of what was read for it; `done` are
-    the intervals (start, end) finished, of a run still in flight too; `snapshots` the boundaries published.
+    the steps finished (start, end) of a run still in flight over the inputs `running`; `snapshots` the boundaries kept.
     `revision` is 0 for a record that was never saved, and moves by one with every save.
     """
 
@@ -76,13 +76,20 @@ class Progress:
     through: int | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
     done: tuple[tuple[int, int], ...] = ()
+    running: Mapping[str, str] = field(default_factory=dict)
     snapshots: tuple[int, ...] = ()
     revision: int = 0
 
     def body(self) -> str:
         """The canonical text of all but the key and the revision."""
         return canonical(
-            {"through": self.through, "inputs": self.inputs, "done": self.done, "snapshots": self.snapshots}
+            {
+                "through": self.through,
+                "inputs": self.inputs,
+                "done": self.done,
+                "running": self.running,
+                "snapshots": self.snapshots,
+            }
         )
 
     @classmethod
@@ -95,6 +102,7 @@ class Progress:
             through=data["through"],
             inputs=data["inputs"],
             done=tuple((start, end) for start, end in data["done"]),
+            running=data["running"],
             snapshots=tuple(data["snapshots"]),
             revision=revision,
         )
