@@ -1,7 +1,7 @@
 """Where the values of a view rest online: the tables that materialization writes and retrieval reads.
 
 A view over columns has one table of rows. Temporal windows have an items-table of tiles a hop, snapshots (windows with
-a schedule, scheduled queries) one items-table by boundary, and every snapshot view one row in `MARKERS`, written last,
+a schedule, scheduled queries) one items-table by snapshot, and every snapshot view one row in `MARKERS`, written last,
 which says what boundary counts.
 """
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from feature_store.definitions.bind import BoundView
 
 MARKERS = Table("markers", keys=Schema.of(view=STRING, version=STRING), values=Schema.of(at=INT64))
-"""The boundary of the snapshot that is served, a row a view and version; its event time is that boundary."""
+"""The snapshot that is served, a row a view and version: `at` is what its rows have as their item (the instant at which
+it was taken, so that a snapshot taken again replaces the whole), the event time is its boundary."""
 
 
 def marker_key(bound: BoundView) -> Key:
@@ -46,7 +47,7 @@ def tile_table(bound: BoundView, hop: int) -> Table:
 
 
 def snapshot_table(bound: BoundView) -> Table:
-    """Finished feature values by boundary: the item is the boundary of the snapshot they belong to."""
+    """Finished feature values by snapshot: the item is `at` of the marker of the snapshot they belong to."""
     return Table(table_name(bound), bound.keys, bound.features, items=True)
 
 
@@ -64,3 +65,12 @@ def tables_of(bound: BoundView) -> tuple[Table, ...]:
         return (snapshot_table(bound),)
     assert isinstance(bound.relation, Windows)
     return tuple(tile_table(bound, hop) for hop in bound.relation.hops)
+
+
+VALID_FROM = "valid_from"
+"""The partition column of stored snapshots: the boundary from which they hold, in microseconds."""
+
+
+def snapshots_path(bound: BoundView) -> str:
+    """The offline table that keeps every snapshot of a scheduled query, as it was served."""
+    return f"snapshots/{bound.view.name}/{bound.version}"

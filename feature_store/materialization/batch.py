@@ -1,0 +1,217 @@
+"""Batch runs: computes the steps of a view and writes them online (and snapshots offline).
+
+Every write is idempotent (the store keeps the greatest event time, tiles and snapshots are whole), and progress is
+recorded only after the store acknowledged, so a run killed anywhere and run again ends in the same state.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from feature_store.definitions.catalog import BoundView
+from feature_store.definitions.tables import (
+    MARKERS,
+    VALID_FROM,
+    latest_table,
+    marker_key,
+    snapshot_table,
+    snapshots_path,
+    tile_table,
+)
+from feature_store.engines.engine import Engine
+from feature_store.errors import ConflictError
+from feature_store.expressions.aggregates import tile_item
+from feature_store.expressions.relations import LatestRow, ScheduledQuery, Windows
+from feature_store.materialization.steps import (
+    LatestStep,
+    Past,
+    SnapshotStep,
+    Step,
+    TileStep,
+    steps_between,
+    steps_until,
+)
+from feature_store.registry.registry import Progress, Registry
+from feature_store.storage.offline import OfflineStore
+from feature_store.storage.online import CREATED, EVENT_TIME, ITEM, OnlineStore, Row, Table
+
+Report = Callable[[str, int, int, int], None]
+"""Called with (view, steps done, steps in all, rows written so far)."""
+
+class Materializer:
+    """Brings views' online values up to an instant."""
+
+    def __init__(self, online: OnlineStore, offline: OfflineStore, registry: Registry, report: Report | None) -> None:
+        self._online = online
+        self._offline = offline
+        self._registry = registry
+        self._report = report or (lambda view, done, total, rows: None)
+
+    def between(self, bound: BoundView, engine: Engine, start: int, end: int) -> int:
+        """Materialize [start, end], whatever was done before; the number of rows written."""
+        inputs = _inputs(bound, engine)
+        return self._run(bound, engine, steps_between(bound, start, end), end, inputs)
+
+    def until(self, bound: BoundView, engine: Engine, end: int) -> int:
+        """Materialize what is new since the last run, late rows included; the number of rows written."""
+        inputs = _inputs(bound, engine)
+        progress = self._progress(bound)
+        past = Past(progress.through, progress.inputs, frozenset(progress.snapshots))
+        return self._run(bound, engine, steps_until(bound, end, past, inputs), end, inputs)
+
+    def _run(
+        self, bound: BoundView, engine: Engine, steps: tuple[Step, ...], end: int, inputs: dict[str, str]
+    ) -> int:
+        finished = self._finished(bound, inputs)
+        rows = 0
+        self._report(bound.name, 0, len(steps), rows)
+        for index, step in enumerate(steps):
+            if _mark(step) not in finished:
+                rows += self._step(bound, engine, step)
+                self._save(bound, lambda p, step=step: _with_step(p, step, inputs))  # type: ignore[misc]
+            self._report(bound.name, index + 1, len(steps), rows)
+        self._save(bound, lambda p: _finish(p, end, inputs))
+        return rows
+
+    def _finished(self, bound: BoundView, inputs: dict[str, str]) -> frozenset[tuple[int, int]]:
+        """The marks of the steps that an interrupted run finished over the same inputs."""
+        progress = self._progress(bound)
+        if progress.done and progress.running == inputs:
+            return frozenset(progress.done)
+        if progress.done:
+            self._save(bound, lambda p: replace(p, done=(), running={}))
+        return frozenset()
+
+    def _step(self, bound: BoundView, engine: Engine, step: Step) -> int:
+        match step:
+            case LatestStep():
+                return self._write_latest(bound, engine, step)
+            case TileStep():
+                return self._write_tiles(bound, engine, step)
+            case SnapshotStep():
+                return self._write_snapshot(bound, engine, step)
+
+    def _write_latest(self, bound: BoundView, engine: Engine, step: LatestStep) -> int:
+        assert isinstance(bound.relation, LatestRow)
+        reader = engine.latest(bound.relation, step.start, step.until, step.touched)
+        return self._write(latest_table(bound), reader)
+
+    def _write_tiles(self, bound: BoundView, engine: Engine, step: TileStep) -> int:
+        assert isinstance(bound.relation, Windows)
+        reader = engine.tiles(bound.relation, step.hop, step.start, step.until, step.touched)
+        return self._write(tile_table(bound, step.hop), reader, tile_item(step.keep_from))
+
+    def _write_snapshot(self, bound: BoundView, engine: Engine, step: SnapshotStep) -> int:
+        """All rows first, then the marker: readers go over to the new snapshot in one step."""
+        relation = bound.relation
+        assert not isinstance(relation, LatestRow)
+        rows: pa.RecordBatchReader | pa.Table = engine.snapshot(relation, step.at)
+        if isinstance(relation, ScheduledQuery):
+            path, partition = snapshots_path(bound), {VALID_FROM: str(step.at)}
+            self._offline.replace(path, rows, partition)
+            rows = self._offline.read(path, partition)
+        current = self._marker(bound)
+        if not step.publish or (current and current.event_time > step.at):
+            return rows.num_rows if isinstance(rows, pa.Table) else 0
+        return self._publish(bound, rows, step.at, current)
+
+    def _publish(self, bound: BoundView, rows: Any, at: int, current: Row | None) -> int:
+        generation = max(time.time_ns() // 1000, (current.values[0] + 1) if current else 0)
+        table = snapshot_table(bound)
+        keep_from = tile_item(current.values[0]) if current else None
+        batches = rows.to_batches(max_chunksize=65536) if isinstance(rows, pa.Table) else rows
+        written = 0
+        self._online.create(table)
+        for batch in batches:
+            stamped = _stamp(pa.Table.from_batches([batch]).select(_columns(table)), at, generation)
+            self._online.write(table, stamped, keep_from)
+            written += batch.num_rows
+        marker = pa.table([[name] for name in marker_key(bound)] + [[generation]], schema=_marker_schema())
+        self._online.create(MARKERS)
+        self._online.write(MARKERS, _timed(marker, at, generation))
+        return written
+
+    def _marker(self, bound: BoundView) -> Row | None:
+        self._online.create(MARKERS)
+        row = self._online.read([(MARKERS, [marker_key(bound)])])[0][0]
+        assert row is None or isinstance(row, Row)
+        return row
+
+    def _write(self, table: Table, reader: pa.RecordBatchReader, keep_from: bytes | None = None) -> int:
+        self._online.create(table)
+        written = 0
+        for batch in _not_empty(reader):
+            self._online.write(table, pa.Table.from_batches([batch]), keep_from)
+            written += batch.num_rows
+        return written
+
+    def _progress(self, bound: BoundView) -> Progress:
+        return self._registry.progress(bound.name, bound.version) or Progress(bound.name, bound.version)
+
+    def _save(self, bound: BoundView, change: Callable[[Progress], Progress]) -> None:
+        """Fold a change into the view's progress; a concurrent run's change is kept, too."""
+        while True:
+            try:
+                self._registry.save_progress(change(self._progress(bound)))
+                return
+            except ConflictError:
+                continue
+
+
+def _inputs(bound: BoundView, engine: Engine) -> dict[str, str]:
+    """Fingerprints of all inputs, taken before anything is read: what arrives meanwhile is new next time."""
+    return {name: mark for rows in bound.inputs for name, mark in engine.inputs(rows).items()}
+
+
+def _mark(step: Step) -> tuple[int, int]:
+    """What identifies a finished step in the progress of a run that was interrupted."""
+    match step:
+        case LatestStep(start, until, None):
+            return (-(2**62) if start is None else start, until)
+        case SnapshotStep(at):
+            return (at, at)
+        case _:
+            return (0, -1)
+
+
+def _with_step(progress: Progress, step: Step, inputs: dict[str, str]) -> Progress:
+    mark = _mark(step)
+    if isinstance(step, SnapshotStep):
+        progress = replace(progress, snapshots=tuple(sorted({*progress.snapshots, step.at})))
+    if mark[1] < 0:
+        return progress
+    return replace(progress, done=tuple(sorted({*progress.done, mark})), running=inputs)
+
+
+def _finish(progress: Progress, end: int, inputs: dict[str, str]) -> Progress:
+    through = end if progress.through is None else max(progress.through, end)
+    return replace(progress, through=through, inputs=inputs, done=(), running={})
+
+
+def _columns(table: Table) -> list[str]:
+    return [*table.keys.names, *table.values.names]
+
+
+def _marker_schema() -> pa.Schema:
+    return pa.schema([*MARKERS.keys.arrow, *MARKERS.values.arrow])
+
+
+def _timed(rows: pa.Table, event_time: int, created: int) -> pa.Table:
+    for name, value in ((EVENT_TIME, event_time), (CREATED, created)):
+        rows = rows.append_column(name, pa.repeat(pa.scalar(value, pa.int64()), rows.num_rows))
+    return rows
+
+
+def _stamp(rows: pa.Table, at: int, generation: int) -> pa.Table:
+    item = pa.repeat(pa.scalar(tile_item(generation), pa.binary()), rows.num_rows)
+    return _timed(rows, at, generation).append_column(ITEM, item)
+
+
+def _not_empty(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    return (batch for batch in reader if batch.num_rows)
+

@@ -1,0 +1,139 @@
+"""A materialization run as data: the steps that bring a view's online values up to an instant. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from feature_store.definitions.catalog import BoundView
+from feature_store.definitions.tables import is_snapshot
+from feature_store.expressions.instants import DAY
+from feature_store.expressions.relations import LatestRow, ScheduledQuery, Windows
+from feature_store.expressions.schedules import boundaries, boundary
+
+MOST_CHUNKS = 16
+SHORTEST_CHUNK = 30 * DAY
+
+
+@dataclass(frozen=True, slots=True)
+class LatestStep:
+    """Write the latest row of each key with start <= event time <= until; `touched` inputs limit the keys."""
+
+    start: int | None
+    until: int
+    touched: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TileStep:
+    """Write the tiles of one hop that end after `start`, over events before `until`."""
+
+    hop: int
+    start: int | None
+    until: int
+    keep_from: int
+    touched: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotStep:
+    """Take the snapshot of a boundary: keep it offline (queries), and publish it online if it is the newest."""
+
+    at: int
+    publish: bool
+
+
+Step = LatestStep | TileStep | SnapshotStep
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What earlier runs of a view did: everything up to `through` is online, read from `inputs` (fingerprints);
+    `snapshots` are the boundaries kept offline."""
+
+    through: int | None = None
+    inputs: Mapping[str, str] | None = None
+    snapshots: frozenset[int] = frozenset()
+
+
+def changed_inputs(before: Mapping[str, str], now: Mapping[str, str]) -> frozenset[str]:
+    """The inputs that are new, or are no longer what they were."""
+    return frozenset(name for name, fingerprint in now.items() if before.get(name) != fingerprint)
+
+
+def steps_between(bound: BoundView, start: int, end: int) -> tuple[Step, ...]:
+    """The steps of an explicit run over [start, end], whatever was done before."""
+    relation = bound.relation
+    if isinstance(relation, LatestRow):
+        return tuple(LatestStep(since, until) for since, until in chunks(start, end))
+    if is_snapshot(bound):
+        return _snapshots(relation, start, end)
+    assert isinstance(relation, Windows)
+    return tuple(_tile_step(relation, hop, start, end) for hop in relation.hops)
+
+
+def steps_until(bound: BoundView, end: int, past: Past, inputs: Mapping[str, str]) -> tuple[Step, ...]:
+    """The steps of an incremental run: what is new since the last one by time, and by changed inputs."""
+    relation = bound.relation
+    changed = changed_inputs(past.inputs or {}, inputs)
+    if past.through is not None and past.through >= end and not changed:
+        return ()
+    if is_snapshot(bound):
+        return _new_snapshots(bound, end, past, bool(changed))
+    first = past.through is None
+    if isinstance(relation, LatestRow):
+        since = past.through if not first else (end - relation.ttl if relation.ttl else None)
+        steps: tuple[Step, ...] = (LatestStep(since, end),)
+        return steps if first or not changed else (*steps, LatestStep(None, end, changed))
+    assert isinstance(relation, Windows)
+    steps = tuple(_tile_step(relation, hop, past.through, end) for hop in relation.hops)
+    if first or not changed:
+        return steps
+    return (*steps, *(_tile_step(relation, hop, None, end, changed) for hop in relation.hops))
+
+
+def _tile_step(
+    relation: Windows, hop: int, start: int | None, end: int, touched: frozenset[str] | None = None
+) -> TileStep:
+    """Tiles that no window ending at `end` or later can reach are neither computed nor kept."""
+    longest = max(window.length for window in relation.windows if window.hop == hop)
+    oldest = (end - longest) // hop * hop
+    return TileStep(hop, oldest if start is None else max(start, oldest), end, oldest, touched)
+
+
+def _snapshots(relation: LatestRow | Windows | ScheduledQuery, start: int, end: int) -> tuple[Step, ...]:
+    assert not isinstance(relation, LatestRow) and relation.schedule is not None
+    newest = newest_boundary(relation, end)
+    if isinstance(relation, Windows):
+        return (SnapshotStep(newest, publish=True),)
+    valid = [at + relation.delay for at in boundaries(relation.schedule, start - relation.delay, end - relation.delay)]
+    return tuple(SnapshotStep(at, publish=at == newest) for at in dict.fromkeys([*valid, newest]))
+
+
+def _new_snapshots(bound: BoundView, end: int, past: Past, changed: bool) -> tuple[Step, ...]:
+    relation = bound.relation
+    assert not isinstance(relation, LatestRow) and relation.schedule is not None
+    newest = newest_boundary(relation, end)
+    if isinstance(relation, Windows):
+        fresh = past.through is not None and newest_boundary(relation, past.through) >= newest and not changed
+        return () if fresh else (SnapshotStep(newest, publish=True),)
+    since = newest - 1 if past.through is None else past.through
+    return tuple(
+        step
+        for step in _snapshots(relation, since, end)
+        if isinstance(step, SnapshotStep) and (step.at not in past.snapshots)
+    )
+
+
+def newest_boundary(relation: Windows | ScheduledQuery, at: int) -> int:
+    """The start of validity of the snapshot that counts at an instant."""
+    assert relation.schedule is not None
+    delay = relation.delay if isinstance(relation, ScheduledQuery) else 0
+    return boundary(relation.schedule, at - delay) + delay
+
+
+def chunks(start: int, end: int) -> list[tuple[int, int]]:
+    """[start, end] in pieces of at least 30 days, at most 16 of them, so that a killed run resumes near its end."""
+    length = max(SHORTEST_CHUNK, -(-(end - start) // MOST_CHUNKS))
+    edges = [*range(start, end, length), end] if end > start else [start, end]
+    return list(zip(edges, edges[1:], strict=False))

@@ -1,0 +1,1 @@
+"""Read back: historical (as of then) and online (as of now)."""
