@@ -7,16 +7,12 @@ which says what boundary counts.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from feature_store.definitions.catalog import BoundView
 from feature_store.expressions.aggregates import tile_schema
 from feature_store.expressions.instants import SECOND
 from feature_store.expressions.relations import LatestRow, ScheduledQuery, Windows
 from feature_store.storage.online import Key, Table
 from feature_store.types import INT64, STRING, Schema
-
-if TYPE_CHECKING:
-    from feature_store.definitions.bind import BoundView
 
 MARKERS = Table("markers", keys=Schema.of(view=STRING, version=STRING), values=Schema.of(at=INT64))
 """The snapshot that is served, a row a view and version: `at` is what its rows have as their item (the instant at which
@@ -28,14 +24,9 @@ def marker_key(bound: BoundView) -> Key:
     return (bound.view.name, bound.version)
 
 
-def table_name(bound: BoundView) -> str:
-    """`view.version`: a view whose stored values would change has another table."""
-    return f"{bound.view.name}.{bound.version}"
-
-
 def latest_table(bound: BoundView) -> Table:
     """One packed row a key: the features of a view over columns."""
-    return Table(table_name(bound), bound.keys, bound.features)
+    return Table(bound.table, bound.keys, bound.features)
 
 
 def tile_table(bound: BoundView, hop: int) -> Table:
@@ -43,12 +34,12 @@ def tile_table(bound: BoundView, hop: int) -> Table:
     windows = bound.relation.windows if isinstance(bound.relation, Windows) else ()
     values = tile_schema([window for window in windows if window.hop == hop])
     step = f"{hop // SECOND}" if hop % SECOND == 0 else f"{hop}us"
-    return Table(f"{table_name(bound)}@{step}", bound.keys, values, items=True)
+    return Table(f"{bound.table}@{step}", bound.keys, values, items=True)
 
 
 def snapshot_table(bound: BoundView) -> Table:
     """Finished feature values by snapshot: the item is `at` of the marker of the snapshot they belong to."""
-    return Table(table_name(bound), bound.keys, bound.features, items=True)
+    return Table(bound.table, bound.keys, bound.features, items=True)
 
 
 def is_snapshot(bound: BoundView) -> bool:
