@@ -1,0 +1,186 @@
+"""Delta tables on a real disk."""
+
+from __future__ import annotations
+
+import os
+import resource
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from feature_store.errors import (
+    ConflictError,
+    InvalidInputError,
+    NotFoundError,
+    SettingsError,
+    StoreUnavailableError,
+)
+from feature_store.storage.offline import OfflineStore, delta_dataset, delta_files
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> OfflineStore:
+    return OfflineStore("data/offline", tmp_path)
+
+
+def rows(day: str, *values: int) -> pa.Table:
+    return pa.table({"day": [day] * len(values), "x": pa.array(values, pa.int64())})
+
+
+def test_a_relative_location_lies_under_the_root(store: OfflineStore, tmp_path: Path) -> None:
+    assert store.path("a/b") == f"{tmp_path}/data/offline/a/b"
+    assert OfflineStore("s3://bucket/prefix/", tmp_path).path("t") == "s3://bucket/prefix/t"
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a//b", "a/.."])
+def test_a_name_cannot_leave_the_location(store: OfflineStore, name: str) -> None:
+    with pytest.raises(SettingsError):
+        store.path(name)
+
+
+def test_append_then_read(store: OfflineStore) -> None:
+    assert not store.exists("t")
+    store.append("t", rows("a", 1, 2), partition_by=["day"])
+    store.append("t", rows("b", 3), partition_by=["day"])
+    assert store.exists("t")
+    assert sorted(store.read("t")["x"].to_pylist()) == [1, 2, 3]
+    assert store.read("t", {"day": "b"})["x"].to_pylist() == [3]
+    assert store.partitions("t") == [{"day": "a"}, {"day": "b"}]
+
+
+def test_appended_columns_are_merged(store: OfflineStore) -> None:
+    store.append("t", pa.table({"x": [1]}))
+    store.append("t", pa.table({"y": ["new"]}))
+    assert sorted(store.read("t").to_pylist(), key=str) == [{"x": 1, "y": None}, {"x": None, "y": "new"}]
+
+
+def test_replace_touches_one_partition_and_is_idempotent(store: OfflineStore) -> None:
+    store.replace("t", rows("a", 1, 2), {"day": "a"})
+    store.replace("t", rows("b", 3), {"day": "b"})
+    for _ in range(2):
+        store.replace("t", rows("a", 9), {"day": "a"})
+    assert store.read("t", {"day": "a"})["x"].to_pylist() == [9]
+    assert store.read("t", {"day": "b"})["x"].to_pylist() == [3]
+
+
+def test_replace_takes_a_stream_of_batches(store: OfflineStore) -> None:
+    table = rows("a", *range(10))
+    for _ in range(2):
+        reader = pa.RecordBatchReader.from_batches(table.schema, table.to_batches(max_chunksize=3))
+        store.replace("t", reader, {"day": "a"})
+    assert sorted(store.read("t")["x"].to_pylist()) == list(range(10))
+
+
+def test_partition_values_of_any_text(store: OfflineStore) -> None:
+    odd = "it's a b/c=é"
+    for _ in range(2):
+        store.replace("t", rows(odd, 1), {"day": odd})
+    assert store.partitions("t") == [{"day": odd}]
+    assert store.read("t", {"day": odd})["x"].to_pylist() == [1]
+
+
+def test_rows_outside_the_partition_are_refused_whole(store: OfflineStore) -> None:
+    store.replace("t", rows("a", 1), {"day": "a"})
+    with pytest.raises(InvalidInputError, match="do not fit"):
+        store.replace("t", pa.concat_tables([rows("a", 2), rows("b", 3)]), {"day": "a"})
+    assert store.read("t").to_pylist() == [{"day": "a", "x": 1}]
+
+
+def test_rows_of_another_type_are_refused_whole(store: OfflineStore) -> None:
+    store.append("t", rows("a", 1))
+    with pytest.raises(InvalidInputError):
+        store.append("t", pa.table({"day": ["a"], "x": ["one"]}))
+    assert store.read("t").num_rows == 1
+
+
+def test_times_are_kept_as_microseconds_utc(store: OfflineStore) -> None:
+    naive = pa.array([datetime(2026, 1, 2, 3, 4, 5, 678901)], pa.timestamp("ns"))
+    words = pa.array(["a"]).dictionary_encode()
+    store.append("t", pa.table({"at": naive, "word": words}))
+    read = store.read("t")
+    assert read.schema.field("at").type == pa.timestamp("us", "UTC")
+    assert read["at"].to_pylist() == [datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)]
+    assert read["word"].to_pylist() == ["a"]
+
+
+def test_a_missing_table(store: OfflineStore) -> None:
+    with pytest.raises(NotFoundError, match='no offline table "t"'):
+        store.read("t")
+    assert store.partitions("t") == []
+    store.drop("t")
+
+
+def test_drop(store: OfflineStore) -> None:
+    store.append("t", rows("a", 1))
+    store.append("u", rows("a", 1))
+    store.drop("t")
+    assert not store.exists("t")
+    assert store.exists("u")
+
+
+def test_an_unwritable_place_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreUnavailableError, match="nothing was committed"):
+        OfflineStore("file/offline", tmp_path).append("t", rows("a", 1))
+
+
+def _fill_beyond_the_limit(root: str) -> str:
+    """Runs in a process of its own: a limit on file size stands in for a full disk."""
+    import signal
+
+    store = OfflineStore("offline", Path(root))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    big = pa.table({"day": ["a"] * 5000, "x": pa.array(os.urandom(8 * 5000)[i * 8 : i * 8 + 8] for i in range(5000))})
+    try:
+        store.append("t", big)
+    except StoreUnavailableError:
+        return "unavailable"
+    return "written"
+
+
+def test_a_full_disk_leaves_nothing_half_visible(store: OfflineStore, tmp_path: Path) -> None:
+    root = tmp_path / "full"
+    OfflineStore("offline", root).append("t", pa.table({"day": ["a"], "x": [b"old"]}))
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        assert pool.submit(_fill_beyond_the_limit, str(root)).result() == "unavailable"
+    assert OfflineStore("offline", root).read("t").to_pylist() == [{"day": "a", "x": b"old"}]
+
+
+def _append(root: str, number: int) -> None:
+    OfflineStore("offline", Path(root)).append("t", rows("a", number), partition_by=["day"])
+
+
+def _replace(root: str, number: int) -> str:
+    try:
+        OfflineStore("offline", Path(root)).replace("t", rows("a", number, number), {"day": "a"})
+    except ConflictError:
+        return "conflict"
+    return "done"
+
+
+def test_concurrent_writers(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
+        list(pool.map(_append, [str(tmp_path)] * 8, range(8)))
+        store = OfflineStore("offline", tmp_path)
+        assert sorted(store.read("t")["x"].to_pylist()) == list(range(8))
+        answers = list(pool.map(_replace, [str(tmp_path)] * 8, range(100, 108)))
+    assert "done" in answers
+    left = store.read("t")["x"].to_pylist()
+    assert len(left) == 2 and left[0] == left[1] >= 100
+
+
+def test_files_of_a_delta_table(store: OfflineStore) -> None:
+    odd = "a b/c"
+    store.append("t", rows(odd, 1), partition_by=["day"])
+    first = delta_files(store.path("t"))
+    store.append("t", rows(odd, 2), partition_by=["day"])
+    both = delta_files(store.path("t"))
+    assert len(first) == 1 and len(both) == 2
+    assert first.items() <= both.items()
+    (added,) = both.keys() - first.keys()
+    assert delta_dataset(store.path("t"), {added}).to_table()["x"].to_pylist() == [2]
