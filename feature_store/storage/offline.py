@@ -1,0 +1,213 @@
+"""Delta tables: what the platform itself keeps offline, and how any Delta table is read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+
+from feature_store.errors import (
+    ConflictError,
+    DefinitionError,
+    FeatureStoreError,
+    InvalidInputError,
+    NotFoundError,
+    SettingsError,
+    StoreUnavailableError,
+)
+from feature_store.types import Schema
+
+_COMMIT_RETRIES = 50
+_LOG_FOLDER = "_delta_log"
+
+
+class OfflineStore:
+    """Delta tables under one location: a path (relative to `root`), or a URI such as s3://bucket/prefix.
+
+    A commit shows all of its rows or none. Timestamps are kept as microseconds UTC; naive ones are UTC.
+    `StoreUnavailableError` where the location cannot be read or written now, `ConflictError` where another writer
+    changed the same partition meanwhile.
+    """
+
+    def __init__(self, location: str, root: Path, storage_options: Mapping[str, str] | None = None) -> None:
+        self.location = location.rstrip("/") if is_uri(location) else str((root / location).resolve())
+        self._options = dict(storage_options or {}) or None
+
+    def path(self, table: str) -> str:
+        """Where a table lies; slashes in its name are folders."""
+        if not table or any(part in ("", ".", "..") for part in table.split("/")):
+            raise SettingsError(f'"{table}" is not a name of an offline table')
+        return f"{self.location}/{table}"
+
+    def exists(self, table: str) -> bool:
+        with _mapped(self.path(table)):
+            return is_delta(self.path(table), self._options)
+
+    def append(self, table: str, rows: pa.Table, partition_by: Sequence[str] = ()) -> None:
+        """Add rows in one commit. The first append makes the table; columns that it lacks are added to it."""
+        with _mapped(self.path(table)):
+            write_deltalake(
+                self.path(table),
+                _normal(rows),
+                mode="append",
+                schema_mode="merge",
+                partition_by=list(partition_by) or None,
+                storage_options=self._options,
+                commit_properties=CommitProperties(max_commit_retries=_COMMIT_RETRIES),
+            )
+
+    def replace(self, table: str, rows: pa.Table | pa.RecordBatchReader, where: Mapping[str, str]) -> None:
+        """Put rows in the place of one partition, in one commit; every row must lie in that partition."""
+        data = _normal(rows)
+        with _mapped(self.path(table)):
+            if not is_delta(self.path(table), self._options):
+                try:
+                    self._write(table, data, mode="error", partition_by=list(where))
+                    return
+                except FileExistsError:
+                    pass
+                except DeltaError as error:
+                    if "already exists" not in str(error):
+                        raise
+            self._write(table, data, mode="overwrite", predicate=_predicate(where))
+
+    def _write(self, table: str, data: pa.Table | pa.RecordBatchReader, **options: Any) -> None:
+        write_deltalake(
+            self.path(table),
+            data,
+            storage_options=self._options,
+            commit_properties=CommitProperties(max_commit_retries=_COMMIT_RETRIES),
+            **options,
+        )
+
+    def partitions(self, table: str) -> list[dict[str, str]]:
+        """The partitions that hold rows, sorted; empty where there is no such table."""
+        with _mapped(self.path(table)):
+            if not is_delta(self.path(table), self._options):
+                return []
+            found = DeltaTable(self.path(table), storage_options=self._options).partitions()
+        return sorted((dict(each) for each in found), key=lambda each: sorted((k, str(v)) for k, v in each.items()))
+
+    def read(self, table: str, where: Mapping[str, str] | None = None) -> pa.Table:
+        """All rows of a table, or of the partitions that `where` names; `NotFoundError` if there is no such table."""
+        with _mapped(self.path(table)):
+            if not is_delta(self.path(table), self._options):
+                raise NotFoundError(f'there is no offline table "{table}"', hint="It is made when it is first written")
+            opened = DeltaTable(self.path(table), storage_options=self._options)
+            rows = opened.to_pyarrow_table(
+                filters=[(name, "=", value) for name, value in (where or {}).items()] or None
+            )
+            return _normal(rows)
+
+    def drop(self, table: str) -> None:
+        """Remove a table and its files; nothing happens if there is none."""
+        path = self.path(table)
+        with _mapped(path):
+            if not is_delta(path, self._options):
+                return
+            if is_uri(path):
+                opened = DeltaTable(path, storage_options=self._options)
+                opened.delete()
+                opened.vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False)
+            else:
+                shutil.rmtree(path)
+
+
+def is_uri(location: str) -> bool:
+    """Whether a location is a URI and no local path."""
+    return "://" in location
+
+
+def is_delta(path: str, storage_options: Mapping[str, str] | None = None) -> bool:
+    """Whether a path or URI holds a Delta table."""
+    if not is_uri(path):
+        return os.path.isdir(os.path.join(path, _LOG_FOLDER)) and DeltaTable.is_deltatable(path)
+    return DeltaTable.is_deltatable(path, dict(storage_options or {}) or None)
+
+
+def delta_files(path: str) -> dict[str, str]:
+    """The files of the current version of a Delta table, each with its fingerprint: a Delta file never changes."""
+    with _mapped(path):
+        actions = pa.table(DeltaTable(path).get_add_actions(flatten=True))
+        names, sizes, times = (actions.column(name).to_pylist() for name in ("path", "size_bytes", "modification_time"))
+    return {f"{path}/{unquote(name)}": f"{size}:{time}" for name, size, time in zip(names, sizes, times, strict=True)}
+
+
+def delta_dataset(path: str, files: Collection[str] | None = None) -> ds.Dataset:
+    """The rows of the current version of a Delta table, or of those of its files (as `delta_files` names them)."""
+    with _mapped(path):
+        dataset = DeltaTable(path).to_pyarrow_dataset()
+    if files is None:
+        return dataset
+    chosen = [part for part in dataset.get_fragments() if f"{path}/{part.path}" in files]
+    return ds.FileSystemDataset(chosen, dataset.schema, dataset.format, dataset.filesystem)
+
+
+def _predicate(where: Mapping[str, str]) -> str:
+    terms = []
+    for name, value in where.items():
+        column, text = name.replace('"', '""'), value.replace("'", "''")
+        terms.append(f"\"{column}\" = '{text}'")
+    return " AND ".join(terms)
+
+
+def _normal(rows: pa.Table | pa.RecordBatchReader) -> pa.Table | pa.RecordBatchReader:
+    """The same rows in the types that `Type.arrow` spells: no dictionaries, no naive or nanosecond times."""
+    try:
+        schema = Schema.from_arrow(rows.schema).arrow
+    except DefinitionError as error:
+        raise InvalidInputError(f"rows cannot be kept offline: {error}") from None
+    if isinstance(rows, pa.Table):
+        return _cast(rows, schema)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for batch in rows:
+            yield from _cast(pa.Table.from_batches([batch]), schema).to_batches()
+
+    return pa.RecordBatchReader.from_batches(schema, batches())
+
+
+def _cast(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    if rows.schema.equals(schema):
+        return rows
+    columns = [
+        column.cast(field.type, safe=not pa.types.is_timestamp(field.type))
+        for column, field in zip(rows.columns, schema, strict=True)
+    ]
+    return pa.table(columns, schema=schema)
+
+
+@contextmanager
+def _mapped(path: str) -> Iterator[None]:
+    """Turns errors of the driver and of the disk into ours."""
+    try:
+        yield
+    except CommitFailedError as error:
+        raise ConflictError(
+            f"another writer changed {path} at the same time: {_first_line(error)}", hint="Run it again"
+        ) from error
+    except (TableNotFoundError, OSError) as error:
+        raise StoreUnavailableError(
+            f"{path} cannot be read or written now: {_first_line(error)}",
+            hint="Check that it exists, its permissions and the free space; nothing was committed",
+        ) from error
+    except FeatureStoreError:
+        raise
+    except Exception as error:  # the driver raises bare ones, too, for what Arrow inside it refuses
+        if "cast" in str(error).lower() or "failed validation" in str(error):
+            raise InvalidInputError(f"rows do not fit the table at {path}: {_first_line(error)}") from error
+        raise StoreUnavailableError(f"{path} cannot be read or written now: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(error).__name__
