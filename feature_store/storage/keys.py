@@ -1,9 +1,10 @@
 """Entity keys as bytes: typed, self-delimiting, and sorting as the values do.
 
-Format, one version byte and then each value with a tag (after FoundationDB's tuple layer):
+Format, one version byte and then each value with a tag (after FoundationDB's tuple layer, but no key is the beginning
+of another one of its schema, so a store may append an item):
 
-    BYTES      01, the bytes with 00 written as 00 FF, 00
-    STRING     02, the UTF-8 bytes with 00 written as 00 FF, 00
+    BYTES      01, the bytes with 00 written as 00 01, 00 00
+    STRING     02, the UTF-8 bytes with 00 written as 00 01, 00 00
     INT32/64   15, 8 bytes big-endian with the sign bit flipped
     BOOL       26 for false, 27 for true
     TIMESTAMP  32, microseconds as an INT64
@@ -151,7 +152,7 @@ def _encode_integer(value: Any, column: Column) -> bytes:
 
 
 def _delimited(tag: int, data: bytes) -> bytes:
-    return b"%c%b\x00" % (tag, data.replace(b"\x00", b"\x00\xff"))
+    return b"%c%b\x00\x00" % (tag, data.replace(b"\x00", b"\x00\x01"))
 
 
 def _wrong(value: Any, column: Column) -> InvalidInputError:
@@ -183,7 +184,7 @@ def _single_strings(keys: Sequence[Key]) -> list[bytes]:
     for text in texts:
         if b"\x00" in text:
             raise ValueError
-    return [b"\x01\x02%b\x00" % text for text in texts]
+    return [b"\x01\x02%b\x00\x00" % text for text in texts]
 
 
 def _encode_array(values: pa.Array, column: Column) -> np.ndarray[Any, Any] | list[bytes]:
@@ -197,7 +198,8 @@ def _encode_array(values: pa.Array, column: Column) -> np.ndarray[Any, Any] | li
         raise _wrong(None, column)
     kind = column.type.kind
     if kind == "BOOL":
-        return np.where(values.to_numpy(zero_copy_only=False), _TRUE, _FALSE).astype(np.uint8).reshape(-1, 1)
+        flags: np.ndarray[Any, Any] = values.to_numpy(zero_copy_only=False)
+        return np.where(flags, _TRUE, _FALSE).astype(np.uint8).reshape(-1, 1)
     if kind in ("STRING", "BYTES"):
         return _encode_texts(values, _TAGS[kind])
     tag = _TAGS[kind]
@@ -207,7 +209,7 @@ def _encode_array(values: pa.Array, column: Column) -> np.ndarray[Any, Any] | li
 def _encode_integers(values: pa.Array, tag: int, width: int) -> np.ndarray[Any, Any]:
     integers = values.cast(pa.int32()) if width == 4 else values.cast(pa.int64())
     unsigned = integers.to_numpy().view(f"u{width}") ^ np.array(_SIGN[width], f"u{width}")
-    matrix = np.empty((len(values), 1 + width), np.uint8)
+    matrix: np.ndarray[Any, Any] = np.empty((len(values), 1 + width), np.uint8)
     matrix[:, 0] = tag
     matrix[:, 1:] = unsigned.astype(f">u{width}").view(np.uint8).reshape(-1, width)
     return matrix
@@ -219,7 +221,7 @@ def _encode_texts(values: pa.Array, tag: int) -> list[bytes]:
     data = binary.buffers()[2]
     if data is not None and (np.frombuffer(data, np.uint8)[start:end] == 0).any():
         return [_delimited(tag, value) for value in binary.to_pylist()]
-    joined = pc.binary_join_element_wise(bytes([tag]), binary, b"\x00", b"")
+    joined = pc.binary_join_element_wise(bytes([tag]), binary, b"\x00\x00", b"")
     return slices(joined)
 
 
@@ -261,10 +263,15 @@ def _decode(data: bytes, position: int, column: Column) -> tuple[Any, int]:
     if tag != _TAGS.get(kind):
         raise ValueError
     if kind in ("STRING", "BYTES"):
-        end = position + 1
-        while data[(end := data.index(0, end)) + 1 : end + 2] == b"\xff":
-            end += 2
-        raw = data[position + 1 : end].replace(b"\x00\xff", b"\x00")
-        return (raw.decode() if kind == "STRING" else raw), end + 1
+        end = _end_of_text(data, position + 1)
+        raw = data[position + 1 : end].replace(b"\x00\x01", b"\x00")
+        return (raw.decode() if kind == "STRING" else raw), end + 2
     pack = _SHORT if _WIDTHS[tag] == 4 else _LONG
     return pack.unpack_from(data, position)[1] - _SIGN[_WIDTHS[tag]], position + pack.size
+
+
+def _end_of_text(data: bytes, start: int) -> int:
+    end = data.index(0, start)
+    while data[end + 1] != 0:
+        end = data.index(0, end + 2)
+    return end

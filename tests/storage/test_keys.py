@@ -20,11 +20,11 @@ GOLDEN = [
     (INT64, -1, "01 15 7fffffffffffffff"),
     (INT64, 2**63 - 1, "01 15 ffffffffffffffff"),
     (INT64, -(2**63), "01 15 0000000000000000"),
-    (STRING, "", "01 02 00"),
-    (STRING, "1", "01 02 31 00"),
-    (STRING, "a\0b", "01 02 61 00ff 62 00"),
-    (STRING, "用", "01 02 e794a8 00"),
-    (BYTES, b"\x00\xff", "01 01 00ff ff 00"),
+    (STRING, "", "01 02 0000"),
+    (STRING, "1", "01 02 31 0000"),
+    (STRING, "a\0b", "01 02 61 0001 62 0000"),
+    (STRING, "用", "01 02 e794a8 0000"),
+    (BYTES, b"\x00\xff", "01 01 0001 ff 0000"),
     (BOOL, False, "01 26"),
     (BOOL, True, "01 27"),
     (TIMESTAMP, 1, "01 32 8000000000000001"),
@@ -67,7 +67,7 @@ def test_golden(type_: Type, value: Any, expected: str) -> None:
 
 def test_golden_composite() -> None:
     codec = key_codec(schema_of([STRING, INT64, BOOL]))
-    assert codec.encode(("a", 2, True)) == bytes.fromhex("01 02 61 00 15 8000000000000002 27")
+    assert codec.encode(("a", 2, True)) == bytes.fromhex("01 02 61 0000 15 8000000000000002 27")
 
 
 @given(schemas_and_keys())
