@@ -1,0 +1,56 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+TESTS ?= tests
+
+.PHONY: help
+help: ## show this
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(BIN)/fs: pyproject.toml requirements.lock
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@test -x $(UV) || $(BIN)/python -m pip install --quiet uv
+	$(UV) pip install --quiet --python $(BIN)/python --editable '.[dev]' --constraint requirements.lock
+	@touch $@
+
+.PHONY: install
+install: $(BIN)/fs ## make .venv with the package and what its tests need
+
+.PHONY: services
+services: ## install the servers that the tests start (Redis), by apt when root
+	@command -v redis-server >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq redis-server >/dev/null; \
+	  else echo "redis-server is missing: sudo apt-get install redis-server (or: brew install redis)" >&2; exit 1; fi; }
+
+.PHONY: demo
+demo: install ## generate, apply, materialize, serve, read: five minutes in one
+	$(BIN)/python docs/examples/demo.py
+
+.PHONY: test
+test: install services ## all tests, with real servers
+	$(BIN)/python -m pytest $(TESTS)
+
+.PHONY: lint
+lint: install ## style, types, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: install ## put the code in shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: bench
+bench: install services ## measure side by side; writes benchmarks/README.md
+	$(BIN)/python -m benchmarks.run
+
+.PHONY: lock
+lock: install ## resolve requirements.lock anew, all extras together
+	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-emit-index-url --no-header \
+	  --no-annotate --constraint .ci/constraints.txt --output-file requirements.lock
