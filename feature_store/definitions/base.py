@@ -5,10 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Annotated, Any, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from feature_store.definitions.defaults import plain_default, raw_default
+from feature_store.definitions.mistakes import explain, mistake
+from feature_store.errors import DefinitionError
 from feature_store.types import Type
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -52,6 +64,18 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
+    if not TYPE_CHECKING:
+
+        def __init__(self, **data: Any) -> None:
+            """`DefinitionError`, on one line, for the first thing that is wrong."""
+            try:
+                super().__init__(**data)
+            except ValidationError as error:
+                raise explain(error, type(self), title(type(self), data))[0] from None
+
+        # Tells pydantic that models inside others need not be built through this method.
+        __init__.__pydantic_base_init__ = True
+
     def __hash__(self) -> int:
         return hash((type(self), self.content_hash()))
 
@@ -65,6 +89,13 @@ class Strict(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+def title(model: type[BaseModel], data: Any) -> str:
+    """What messages call an object that could not be built: feature view "user_orders"."""
+    kind = getattr(model, "kind", model.__name__.lower()).replace("on_demand", "on-demand").replace("_", " ")
+    name = data.get("name") if isinstance(data, dict) else None
+    return f'{kind} "{name}"' if isinstance(name, str) else kind
+
+
 class Definition(Strict):
     """A named record of a feature repository. `kind` is its key in YAML."""
 
@@ -74,6 +105,11 @@ class Definition(Strict):
     description: str = ""
     owner: str = ""
     tags: Tags = {}
+
+    @property
+    def title(self) -> str:
+        """What messages call it: feature view "user_orders"."""
+        return title(type(self), {"name": self.name})
 
 
 class Field(Strict):
@@ -89,3 +125,32 @@ class Field(Strict):
     expression: str | None = None
     default: Any = None
     description: str = ""
+
+    @field_validator("default", mode="before")
+    @classmethod
+    def _default_is_of_the_type(cls, value: Any, info: ValidationInfo) -> Any:
+        type_ = info.data.get("type")
+        if value is None or type_ is None:
+            return value
+        try:
+            return plain_default(raw_default(value, type_), type_)
+        except DefinitionError as error:
+            raise ValueError(str(error)) from None
+
+    @property
+    def raw_default(self) -> Any:
+        """The default as a raw row value, or None."""
+        return None if self.default is None else raw_default(self.default, self.type)
+
+    @model_validator(mode="after")
+    def _is_a_column_or_computed(self) -> Field:
+        if self.column is not None and self.expression is not None:
+            raise mistake("a feature has a column or an expression, not both", "expression")
+        return self
+
+
+def check_names(names: Sequence[str], key: str) -> None:
+    """Raises, pointing at the second one below `key`, where a feature name comes twice."""
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise mistake(f'feature "{name}" is defined twice', key, index, "name")

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from pydantic import model_validator
 
 from feature_store.definitions.base import Definition, Name
+from feature_store.definitions.mistakes import mistake
 from feature_store.types import INT64, Type
 
 KEY_KINDS = ("INT32", "INT64", "STRING", "BYTES", "BOOL", "TIMESTAMP", "DATE")
@@ -28,5 +29,5 @@ class Entity(Definition):
     @model_validator(mode="after")
     def _type_can_be_a_key(self) -> Entity:
         if self.type.kind not in KEY_KINDS:
-            raise ValueError(f"a join key cannot be {self.type}; it can be {', '.join(KEY_KINDS)}")
+            raise mistake(f"a join key cannot be {self.type}. It can be {', '.join(KEY_KINDS)}", "type")
         return self

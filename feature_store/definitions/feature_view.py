@@ -5,7 +5,10 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, model_validator
 
-from feature_store.definitions.base import Definition, Field, Name, Strict, names_of
+from feature_store.definitions.base import Definition, Field, Name, Strict, check_names, names_of
+from feature_store.definitions.defaults import plain
+from feature_store.definitions.mistakes import mistake
+from feature_store.errors import nearest
 from feature_store.expressions.instants import DAY, Duration, default_hop
 
 FUNCTIONS = (
@@ -26,7 +29,7 @@ class Aggregation(Strict):
     hop: Duration | None = None
     where: str | None = None
     n: int | None = None
-    default: Any = None
+    default: Annotated[Any, BeforeValidator(plain)] = None
     description: str = ""
 
     @model_validator(mode="before")
@@ -42,20 +45,18 @@ class Aggregation(Strict):
     @model_validator(mode="after")
     def _is_whole(self) -> Aggregation:
         if self.function not in FUNCTIONS:
-            from feature_store.errors import nearest
-
-            raise ValueError(
-                f'"{self.function}" is not an aggregate function. '
-                + (nearest(self.function, FUNCTIONS) or f"They are {', '.join(FUNCTIONS)}")
-            )
+            hint = nearest(self.function, FUNCTIONS) or f"They are {', '.join(FUNCTIONS)}"
+            raise mistake(f'"{self.function}" is not an aggregate function. {hint}', "function")
         if (self.function == "last_n") != (self.n is not None):
-            raise ValueError("last_n, and only last_n, takes n: write function: last_n(10)")
+            raise mistake("last_n, and only last_n, takes n. Write function: last_n(10)", "function")
         if self.n is not None and not 1 <= self.n <= 1000:
-            raise ValueError(f"n must be from 1 to 1000, not {self.n}")
+            raise mistake(f"n must be from 1 to 1000, not {self.n}", "function")
         if self.function != "count" and not self.column:
-            raise ValueError(f"{self.function} needs a column")
+            raise mistake(f"{self.function} needs a column", "function")
         if self.hop and (DAY % self.hop if self.hop <= DAY else self.hop % DAY):
-            raise ValueError(f"hop {self.hop} must divide a day, or be whole days")
+            raise mistake(f"hop {self.hop} must divide a day, or be whole days", "hop")
+        if self.hop and self.hop > self.window:
+            raise mistake(f"hop {self.hop} is longer than window {self.window}", "hop")
         return self
 
     @property
@@ -97,30 +98,41 @@ class FeatureView(Definition):
     @model_validator(mode="after")
     def _is_of_one_form(self) -> FeatureView:
         if not self.entities:
-            raise ValueError("a feature view needs at least one entity")
+            raise mistake("a feature view needs at least one entity", "entities")
         if not self.features and not self.aggregations:
-            raise ValueError("a feature view needs features or aggregations")
+            raise mistake("a feature view needs features or aggregations")
         if self.features and self.aggregations:
-            raise ValueError("a feature view has features or aggregations, not both")
-        if self.sql and self.aggregations:
-            raise ValueError("a feature view has sql or aggregations, not both")
-        if self.sql and not self.schedule:
-            raise ValueError("a feature view with sql needs a schedule, for example schedule: daily")
+            raise mistake("a feature view has features or aggregations, not both", "aggregations")
         if not self.sql and not self.source:
-            raise ValueError("a feature view needs a source, or sql")
-        if self.ttl and not self.is_latest_row:
-            raise ValueError("ttl is for views over columns; windows and snapshots say themselves how far they look")
-        if self.delay and not self.sql:
-            raise ValueError("delay is for views with sql")
-        if self.schedule and self.schedule not in ("daily", "hourly") and not _CRON.fullmatch(self.schedule.strip()):
-            raise ValueError(f'schedule "{self.schedule}" is not daily, hourly or a cron line of five fields')
-        names = self.feature_names
-        if len(set(names)) != len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f'feature "{twice}" is defined twice')
-        if self.sql and any(field.expression for field in self.features):
-            raise ValueError("a feature of a view with sql cannot have an expression: write it into the sql")
+            raise mistake("a feature view needs a source, or sql")
+        self._check_sql()
+        self._check_times()
+        check_names(self.feature_names, "features" if self.features else "aggregations")
         return self
+
+    def _check_sql(self) -> None:
+        if not self.sql:
+            return
+        if self.aggregations:
+            raise mistake("a feature view has sql or aggregations, not both", "aggregations")
+        if not self.schedule:
+            raise mistake("a feature view with sql needs a schedule. Write schedule: daily", "sql")
+        for index, field in enumerate(self.features):
+            if field.expression:
+                path = ("features", index, "expression")
+                raise mistake(
+                    f'feature "{field.name}" of a view with sql cannot have an expression. Write it into the sql', *path
+                )
+
+    def _check_times(self) -> None:
+        if self.ttl and not self.is_latest_row:
+            raise mistake(
+                "ttl is for views over columns; windows and snapshots say themselves how far they look", "ttl"
+            )
+        if self.delay and not self.sql:
+            raise mistake("delay is for views with sql", "delay")
+        if self.schedule and self.schedule not in ("daily", "hourly") and not _CRON.fullmatch(self.schedule.strip()):
+            raise mistake(f'schedule "{self.schedule}" is not daily, hourly or a cron line of five fields', "schedule")
 
     @property
     def is_latest_row(self) -> bool:
@@ -129,5 +141,3 @@ class FeatureView(Definition):
     @property
     def feature_names(self) -> tuple[str, ...]:
         return tuple(item.name for item in (self.aggregations or self.features))
-
-

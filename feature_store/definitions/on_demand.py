@@ -2,15 +2,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, Discriminator, Tag, model_validator
 
-from feature_store.definitions.base import Definition, Field, Strict, names_of
+from feature_store.definitions.base import Definition, Field, Strict, check_names, names_of
+from feature_store.definitions.mistakes import mistake
 
 
 class RequestInput(Strict):
     """Values that the caller sends with the request (online) or has as columns (historical)."""
 
     request: tuple[Field, ...]
+
+
+def _input_form(value: object) -> str:
+    return "reference" if isinstance(value, str) else "values"
+
+
+_Input = Annotated[
+    Annotated[RequestInput, Tag("values")] | Annotated[str, Tag("reference")], Discriminator(_input_form)
+]
 
 
 class OnDemandFeatureView(Definition):
@@ -22,7 +32,7 @@ class OnDemandFeatureView(Definition):
 
     kind: ClassVar[str] = "on_demand_feature_view"
 
-    inputs: Annotated[tuple[RequestInput | str, ...], BeforeValidator(names_of)]
+    inputs: Annotated[tuple[_Input, ...], BeforeValidator(names_of)]
     features: tuple[Field, ...]
 
     @model_validator(mode="before")
@@ -39,17 +49,26 @@ class OnDemandFeatureView(Definition):
     @model_validator(mode="after")
     def _every_feature_is_computed(self) -> OnDemandFeatureView:
         if not self.inputs:
-            raise ValueError("an on-demand feature view needs inputs")
+            raise mistake("an on-demand feature view needs inputs", "inputs")
         if not self.features:
-            raise ValueError("an on-demand feature view needs features")
-        for field in self.features:
+            raise mistake("an on-demand feature view needs features", "features")
+        for index, field in enumerate(self.features):
             if not field.expression:
-                raise ValueError(f'feature "{field.name}" needs an expression')
-        names = self.feature_names
-        if len(set(names)) != len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f'feature "{twice}" is defined twice')
+                raise mistake(f'feature "{field.name}" needs an expression', "features", index)
+        check_names(self.feature_names, "features")
+        self._check_request()
         return self
+
+    def _check_request(self) -> None:
+        seen: set[str] = set()
+        for index, item in enumerate(self.inputs):
+            for position, field in enumerate(item.request if isinstance(item, RequestInput) else ()):
+                path = ("inputs", index, "request", position)
+                if field.expression or field.column:
+                    raise mistake(f'request value "{field.name}" has a name and a type, no column or expression', *path)
+                if field.name in seen:
+                    raise mistake(f'request value "{field.name}" is defined twice', *path, "name")
+                seen.add(field.name)
 
     @property
     def feature_names(self) -> tuple[str, ...]:

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from pydantic import BeforeValidator, Field as Bound, model_validator
+from pydantic import BeforeValidator, model_validator
+from pydantic import Field as Bound
 
 from feature_store.definitions.base import Definition, Strict, names_of
+from feature_store.definitions.mistakes import mistake
 
 
 class Logging(Strict):
@@ -24,5 +26,5 @@ class FeatureService(Definition):
     @model_validator(mode="after")
     def _has_features(self) -> FeatureService:
         if not self.features:
-            raise ValueError("a feature service needs features")
+            raise mistake("a feature service needs features", "features")
         return self

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from feature_store.definitions.base import Definition, Strict
+from feature_store.definitions.mistakes import mistake
 from feature_store.types import Type
 
 
@@ -32,7 +33,7 @@ class Stream(Strict):
     @model_validator(mode="after")
     def _has_one(self) -> Stream:
         if not self.kafka and not self.push:
-            raise ValueError("a stream needs kafka, push: true, or both")
+            raise mistake("a stream needs kafka, push: true, or both")
         return self
 
 
@@ -56,11 +57,15 @@ class Source(Definition):
     @model_validator(mode="after")
     def _has_rows(self) -> Source:
         if self.path and self.table:
-            raise ValueError("a source has a path or a table, not both")
+            raise mistake("a source has a path or a table, not both", "table")
         if not self.path and not self.table and not self.stream:
-            raise ValueError("a source needs a path, a table or a stream")
+            raise mistake("a source needs a path, a table or a stream")
         if not self.path and not self.table and not self.columns:
-            raise ValueError("a source with only a stream must declare its columns")
+            raise mistake("a source with only a stream must declare its columns", "stream")
         if self.stream and not self.timestamp:
-            raise ValueError("a source with a stream needs a timestamp column")
+            raise mistake("a source with a stream needs a timestamp column", "stream")
+        names = [column.name for column in self.columns]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise mistake(f'column "{name}" is declared twice', "columns", index, "name")
         return self
