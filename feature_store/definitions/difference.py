@@ -8,8 +8,10 @@ from typing import Any
 
 from feature_store.definitions.base import Definition
 from feature_store.definitions.catalog import Catalog
+from feature_store.definitions.tables import snapshots_path, tables_of
 from feature_store.errors import DestructiveChangeError
 from feature_store.expressions.instants import to_iso
+from feature_store.expressions.relations import ScheduledQuery
 from feature_store.registry.records import Action, Change
 from feature_store.types import Schema
 
@@ -165,7 +167,13 @@ def bound_of(catalog: Catalog, kind: str, name: str) -> dict[str, Any]:
         return {"columns": _pairs(catalog.rows[name].schema)}
     if kind == "feature_view":
         view = catalog.views[name]
-        return {"keys": _pairs(view.keys), "features": _pairs(view.features), "version": view.version}
+        return {
+            "keys": _pairs(view.keys),
+            "features": _pairs(view.features),
+            "version": view.version,
+            "tables": [[table.name, table.items] for table in tables_of(view)],
+            "snapshots": snapshots_path(view) if isinstance(view.relation, ScheduledQuery) else None,
+        }
     if kind == "on_demand_feature_view":
         on_demand = catalog.on_demand[name]
         features = [[feature.name, str(feature.type)] for feature in on_demand.features]
@@ -282,8 +290,8 @@ def _destroys(node: Node, old: _Side, new: _Side) -> bool:
 
 
 def _loses(before: Sequence[Sequence[str]], after: Sequence[Sequence[str]]) -> bool:
-    types = {name: type_ for name, type_ in after}
-    return any(types.get(name) != type_ for name, type_ in before)
+    kept = {tuple(column) for column in after}
+    return any(tuple(column) not in kept for column in before)
 
 
 def _fields(node: Node, old: _Side, new: _Side) -> tuple[FieldChange, ...]:

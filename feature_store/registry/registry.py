@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, TypeVar
@@ -337,10 +337,9 @@ def _sqlite_pragmas(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     if cursor.execute("PRAGMA journal_mode").fetchone()[0].lower() == "delete":
-        try:
+        # Read-only, or another process is switching it now: WAL is speed, not correctness.
+        with suppress(connection.OperationalError):
             cursor.execute("PRAGMA journal_mode = WAL")
-        except connection.OperationalError:
-            pass  # read-only, or another process is switching it now; WAL is speed, not correctness
     cursor.close()
 
 

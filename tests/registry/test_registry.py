@@ -6,7 +6,8 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from feature_store.errors import ConflictError, NotFoundError, SettingsError, StoreUnavailableError
 from feature_store.registry.records import Change, Progress, canonical
@@ -92,7 +93,7 @@ def test_get_reads_a_definition_by_class_and_name(url: str) -> None:
     user = Entity(name="user", join_key="user_id")
     registry.commit([Change("create", "entity", "user", user.to_dict())], 0)
     assert registry.get(Entity, "user") == user
-    with pytest.raises(NotFoundError, match='no entity "usr". Did you mean "user"'):
+    with pytest.raises(NotFoundError, match=r'no entity "usr"\. Did you mean "user"'):
         registry.get(Entity, "usr")
     with pytest.raises(NotFoundError, match='no source "user"'):
         registry.get(Source, "user")
