@@ -245,7 +245,7 @@ def slices(binary: pa.Array) -> list[bytes]:
 def _prefixed(part: np.ndarray[Any, Any] | list[bytes]) -> np.ndarray[Any, Any] | list[bytes]:
     if isinstance(part, list):
         return [_VERSION + value for value in part]
-    return np.concatenate([np.full((len(part), 1), VERSION, np.uint8), part], axis=1)
+    return np.insert(part, 0, VERSION, axis=1)
 
 
 def _as_list(part: np.ndarray[Any, Any] | list[bytes]) -> list[bytes]:
