@@ -1,0 +1,174 @@
+"""How the rows of one view, as a store gives them, become columns of values, statuses and event times.
+
+A lookup says what to read (`reads`, in order) and turns the answers into one row a key; `Columns` transposes rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any, Protocol
+
+from feature_store.definitions.catalog import BoundView
+from feature_store.definitions.tables import is_snapshot, latest_table, snapshot_table, tile_table
+from feature_store.expressions.aggregates import tile_item
+from feature_store.expressions.relations import LatestRow, Windows
+from feature_store.expressions.visibility import MISSING, Status, status
+from feature_store.retrieval.response import Cells
+from feature_store.storage.online import Row, Table
+
+PRESENT, NULL_VALUE = Status.PRESENT, Status.NULL_VALUE
+
+Answers = Sequence[Sequence[Any]]
+"""One list a read of a lookup: one answer a key."""
+
+
+class Lookup(Protocol):
+    """The rows of one view at a time, one a key, values in the order of `names`.
+
+    `absent` is the row of a key that cannot be there, a null one."""
+
+    reads: tuple[Table, ...]
+    names: tuple[str, ...]
+    ttl: int | None
+    absent: Row | None
+
+    def rows(self, answers: Answers, marker: Row | None, now: int) -> Sequence[Row | None]: ...
+
+
+class LatestLookup:
+    """The row of a view over columns."""
+
+    absent: Row | None = None
+
+    def __init__(self, bound: BoundView, relation: LatestRow) -> None:
+        self.reads = (latest_table(bound),)
+        self.names = bound.features.names
+        self.ttl = relation.ttl
+
+    def rows(self, answers: Answers, marker: Row | None, now: int) -> Sequence[Row | None]:
+        return answers[0]
+
+
+class SnapshotLookup:
+    """The row of the snapshot that the marker names; a key without events has the windows' values over nothing."""
+
+    ttl: int | None = None
+
+    def __init__(self, bound: BoundView) -> None:
+        self.reads = (snapshot_table(bound),)
+        self.names = bound.features.names
+        self.absent = _nothing(bound)
+
+    def rows(self, answers: Answers, marker: Row | None, now: int) -> Sequence[Row | None]:
+        absent = self.absent
+        if marker is None:
+            return [absent] * len(answers[0])
+        if marker.event_time > now:
+            return [_newest(items, now) or absent for items in answers[0]]
+        item = tile_item(marker.values[0])
+        return [items.get(item, absent) for items in answers[0]]
+
+
+class WindowLookup:
+    """The row that tiles and fragments of a temporal view merge to."""
+
+    ttl: int | None = None
+
+    def __init__(self, bound: BoundView, relation: Windows) -> None:
+        from feature_store.expressions.aggregates import WindowReader
+
+        self._reader = WindowReader(relation.windows)
+        self.reads = tuple(tile_table(bound, hop) for hop in relation.hops)
+        self.names = tuple(window.name for window in relation.windows)
+        self.absent = self._reader.read(tuple({} for _ in self.reads), 0)
+
+    def rows(self, answers: Answers, marker: Row | None, now: int) -> Sequence[Row | None]:
+        read = self._reader.read
+        return [read(items, now) for items in zip(*answers, strict=True)]
+
+
+def lookup(bound: BoundView) -> Lookup:
+    """The lookup of a view."""
+    if isinstance(bound.relation, LatestRow):
+        return LatestLookup(bound, bound.relation)
+    if is_snapshot(bound):
+        return SnapshotLookup(bound)
+    assert isinstance(bound.relation, Windows)
+    return WindowLookup(bound, bound.relation)
+
+
+def _nothing(bound: BoundView) -> Row | None:
+    """What a snapshot says of a key that it lacks: the windows over no events; nothing for a query."""
+    if not isinstance(bound.relation, Windows):
+        return None
+    return Row(0, 0, tuple(0 if window.function == "count" else None for window in bound.relation.windows))
+
+
+def _newest(items: Mapping[bytes, Row], now: int) -> Row | None:
+    visible = [(item, row) for item, row in items.items() if row.event_time <= now]
+    return max(visible, key=itemgetter(0))[1] if visible else None
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One value to take out of a row: its position there, and the default that stands in for it."""
+
+    position: int
+    default: Any
+
+
+class Columns:
+    """Takes features out of rows: one column a feature, all sharing the rows' event times."""
+
+    def __init__(self, lookup: Lookup, features: Sequence[Feature]) -> None:
+        self._ttl = lookup.ttl
+        self._features = tuple(features)
+        positions = [feature.position for feature in features]
+        whole = positions == list(range(len(lookup.names)))
+        self._pick = None if whole else itemgetter(*positions)
+        self._single = len(positions) == 1 and not whole
+
+    def of(self, rows: Sequence[Row | None], now: int) -> list[Cells]:
+        """The columns of rows, visible at `now`: the rule of `visibility.status`, decided at once where all are."""
+        if rows and None not in rows:
+            times = [row[0] for row in rows]  # type: ignore[index]
+            if max(times) <= now and (self._ttl is None or min(times) >= now - self._ttl):
+                return self._visible(rows, times)
+        return self._mixed(rows, now)
+
+    def _visible(self, rows: Sequence[Any], times: list[int]) -> list[Cells]:
+        cells: list[Cells] = []
+        for column, feature in zip(self._transposed([row[2] for row in rows]), self._features, strict=True):
+            if None in column:
+                marks = [NULL_VALUE if value is None else PRESENT for value in column]
+                default = feature.default
+                if default is not None:
+                    column = [default if value is None else value for value in column]
+                cells.append((column, marks, times))
+            else:
+                cells.append((column, PRESENT, times))
+        return cells
+
+    def _mixed(self, rows: Sequence[Row | None], now: int) -> list[Cells]:
+        found = [MISSING if row is None else row[0] for row in rows]
+        marks = [status(time, now, self._ttl, 0) for time in found]
+        times = [0 if mark is Status.NOT_FOUND else time for mark, time in zip(marks, found, strict=True)]
+        cells: list[Cells] = []
+        for feature in self._features:
+            position, default = feature.position, feature.default
+            values, statuses = [], []
+            for row, mark in zip(rows, marks, strict=True):
+                value = row[2][position] if mark is PRESENT and row is not None else None
+                values.append(default if value is None else value)
+                statuses.append(NULL_VALUE if mark is PRESENT and value is None else mark)
+            cells.append((values, statuses, times))
+        return cells
+
+    def _transposed(self, rows: list[Any]) -> Sequence[Sequence[Any]]:
+        if self._single:
+            position = self._features[0].position
+            return [[row[position] for row in rows]]
+        pick = self._pick
+        return list(zip(*(rows if pick is None else map(pick, rows)), strict=True))

@@ -1,0 +1,394 @@
+"""Online retrieval: features as they are now, by a plan compiled once per catalog and list of features.
+
+1. `OnlinePlan.compile`   which tables, which keys, what to compute; names are checked here and not again
+2. `prepare`              entity columns become keys, each distinct key once; request values get their types
+3. `OnlineStore.read`     one round trip, however many views
+4. `finish`               rows become columns; statuses, defaults; then on-demand features, in topological order
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from feature_store.definitions.base import Definition
+from feature_store.definitions.catalog import BoundOnDemand, Catalog, FeatureRef
+from feature_store.definitions.service import FeatureService
+from feature_store.definitions.tables import MARKERS, is_snapshot, marker_key
+from feature_store.errors import InvalidInputError, TooLargeError, nearest
+from feature_store.expressions.scalars import compile_rows
+from feature_store.expressions.visibility import Status
+from feature_store.retrieval.lookups import Columns, Feature, Lookup, lookup
+from feature_store.retrieval.response import Cells, OnlineResponse
+from feature_store.retrieval.values import read_column
+from feature_store.storage.online import Key, OnlineStore, Row, Table
+from feature_store.types import Schema, Type
+
+Features = str | FeatureService | Sequence[str | FeatureRef | Definition]
+"""A service by name, a service, or references."""
+
+EntityColumns = Mapping[str, Sequence[Any]]
+StoreRequests = list[tuple[Table, Sequence[Key]]]
+
+MOST_PLANS = 1024
+_AS_GIVEN = frozenset({"INT32", "INT64", "STRING", "BOOL"})
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request with its keys built. `places` gives, per group of keys, each row's position among the keys read
+    (-1: a null key, never found), or None where row and key positions agree."""
+
+    entities: EntityColumns
+    rows: int
+    requests: StoreRequests
+    places: list[list[int] | None]
+    request_values: dict[str, Sequence[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _ViewRead:
+    """One view of a plan: its lookup, the group of keys it is read by, its place among markers (or None), and where
+    its columns go among the plan's values."""
+
+    name: str
+    lookup: Lookup
+    columns: Columns
+    refs: tuple[FeatureRef, ...]
+    group: int
+    marker: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Computation:
+    """One on-demand view of a plan: compiled expressions over columns of request values and features."""
+
+    request: tuple[str, ...]
+    needs: tuple[FeatureRef, ...]
+    outputs: tuple[tuple[FeatureRef, Callable[[Sequence[Sequence[Any]]], list[Any]], Any], ...]
+
+
+class OnlinePlan:
+    """What one list of features takes to answer: compiled once, then names, types and tables are settled."""
+
+    def __init__(self, catalog: Catalog, features: Features, full_feature_names: bool = False) -> None:
+        self.refs = catalog.resolve(features)
+        self.names = _output_names(self.refs, full_feature_names)
+        self.types = tuple(catalog.feature_type(ref) for ref in self.refs)
+        self.views = tuple(dict.fromkeys(ref.view for ref in self.refs))
+        needed, on_demand = _needed(catalog, self.refs)
+        self._groups: list[Schema] = []
+        self._markers: list[Key] = []
+        self._reads = tuple(self._view_read(catalog, name, refs) for name, refs in needed.items())
+        self._computations = tuple(_computation(catalog.on_demand[name]) for name in on_demand)
+        self._request = _request_columns([catalog.on_demand[name] for name in on_demand])
+        self._keys = {column.name: column.type for group in self._groups for column in group}
+        self._name_set = frozenset(self.names)
+        self._echoed = {name: type_ for name, type_ in self._keys.items() if type_.kind in _AS_GIVEN}
+
+    @property
+    def join_keys(self) -> Mapping[str, Type]:
+        """The entity columns that a request must have."""
+        return self._keys
+
+    @property
+    def request_columns(self) -> Mapping[str, Type]:
+        """The request values that the on-demand views take."""
+        return {name: type_ for name, (type_, _) in self._request.items()}
+
+    def get(
+        self,
+        store: OnlineStore,
+        entities: EntityColumns,
+        request_data: Mapping[str, Any] | None = None,
+        now: int | None = None,
+    ) -> OnlineResponse:
+        """The features of entities as of `now` (microseconds; default: the clock), in one read of the store."""
+        prepared = self.prepare(entities, request_data)
+        at = time.time_ns() // 1000 if now is None else now
+        answers = store.read(prepared.requests) if prepared.requests else []
+        return self.finish(prepared, answers, at)
+
+    def prepare(self, entities: EntityColumns, request_data: Mapping[str, Any] | None = None) -> Prepared:
+        """Check a request and build what to read; `InvalidInputError` names the column, row and value at fault."""
+        rows = self._count(entities, request_data)
+        keys: list[Sequence[Key]] = []
+        places: list[list[int] | None] = []
+        for group in self._groups:
+            found, place = _distinct(self._key_columns(group, entities))
+            keys.append(found)
+            places.append(place)
+        requests: StoreRequests = [(table, keys[read.group]) for read in self._reads for table in read.lookup.reads]
+        if self._markers:
+            requests.append((MARKERS, self._markers))
+        values = self._request_values(entities, request_data, rows) if self._request else {}
+        return Prepared(entities, rows, requests, places, values)
+
+    def finish(self, prepared: Prepared, answers: Sequence[Sequence[Any]], now: int) -> OnlineResponse:
+        """The response, from what the store answered to `prepared.requests`."""
+        cells: dict[FeatureRef, Cells] = {}
+        markers = answers[-1] if self._markers else ()
+        position = 0
+        for read in self._reads:
+            until = position + len(read.lookup.reads)
+            marker: Row | None = None if read.marker is None else markers[read.marker]
+            found = read.lookup.rows(answers[position:until], marker, now)
+            place = prepared.places[read.group]
+            if place is not None:
+                padded = [*found, read.lookup.absent]
+                found = [padded[key] for key in place]
+            cells.update(zip(read.refs, read.columns.of(found, now), strict=True))
+            position = until
+        for computation in self._computations:
+            _compute(computation, cells, prepared)
+        return self._response(prepared, [cells[ref] for ref in self.refs])
+
+    def _response(self, prepared: Prepared, features: list[Cells]) -> OnlineResponse:
+        entities = prepared.entities
+        given: list[Cells] = [(values, Status.PRESENT, None) for values in entities.values()]
+        types = tuple(map(self._echoed.get, entities))
+        return OnlineResponse((*entities, *self.names), (*types, *self.types), given + features, prepared.rows)
+
+    def _count(self, entities: EntityColumns, request_data: Mapping[str, Any] | None) -> int:
+        """The number of rows, the same in every column."""
+        lengths = {name: len(values) for name, values in entities.items()}
+        lengths |= {name: len(values) for name, values in (request_data or {}).items() if isinstance(values, list)}
+        rows = next(iter(lengths.values()), 1 if request_data else 0)
+        for name, length in lengths.items():
+            if length != rows:
+                first = next(iter(lengths))
+                raise InvalidInputError(
+                    f'column "{name}" has {length} values and column "{first}" {rows}',
+                    hint="Every column needs one value an entity row",
+                )
+        if not self._name_set.isdisjoint(entities):
+            name = next(name for name in entities if name in self._name_set)
+            raise InvalidInputError(f'"{name}" is an entity column and a feature', hint="Use full_feature_names")
+        return rows
+
+    def _key_columns(self, group: Schema, entities: EntityColumns) -> list[Sequence[Any]]:
+        columns = []
+        for column in group:
+            if column.name not in entities:
+                views = sorted(read.name for read in self._reads if column.name in self._groups[read.group])
+                raise InvalidInputError(
+                    f'the entities lack the join key "{column.name}" of feature view "{views[0]}"',
+                    hint=nearest(column.name, entities) or f"Send {', '.join(self._keys)}",
+                )
+            columns.append(read_column(column.name, column.type, entities[column.name]))
+        return columns
+
+    def _request_values(
+        self, entities: EntityColumns, request_data: Mapping[str, Any] | None, rows: int
+    ) -> dict[str, Sequence[Any]]:
+        """Request values by name, from the request data, the entities, or their defaults."""
+        out: dict[str, Sequence[Any]] = {}
+        for name, (type_, default) in self._request.items():
+            given = (request_data or {}).get(name, entities.get(name, _ABSENT))
+            if given is not _ABSENT:
+                values = given if isinstance(given, (list, tuple)) or name in entities else [given] * rows
+                out[name] = read_column(name, type_, values)
+            elif default is not _ABSENT:
+                out[name] = [default] * rows
+            else:
+                raise InvalidInputError(
+                    f'the request value "{name}" ({type_}) is missing',
+                    hint=nearest(name, [*(request_data or {}), *entities])
+                    or "Send it in request_data, or among the entities",
+                )
+        return out
+
+    def _view_read(self, catalog: Catalog, name: str, features: Sequence[str]) -> _ViewRead:
+        bound = catalog.views[name]
+        look = lookup(bound)
+        picked = [Feature(look.names.index(feature), bound.defaults.get(feature)) for feature in features]
+        marker = None
+        if is_snapshot(bound):
+            marker = len(self._markers)
+            self._markers.append(marker_key(bound))
+        if bound.keys not in self._groups:
+            self._groups.append(bound.keys)
+        refs = tuple(FeatureRef(name, feature) for feature in features)
+        return _ViewRead(name, look, Columns(look, picked), refs, self._groups.index(bound.keys), marker)
+
+
+class OnlineFeatures:
+    """The plans of one catalog over one store. Plans are compiled when first asked for and kept."""
+
+    def __init__(self, catalog: Catalog, store: OnlineStore, max_entities: int | None = None) -> None:
+        self.catalog = catalog
+        self.store = store
+        self._max_entities = max_entities
+        self._plans: dict[Any, OnlinePlan] = {}
+
+    def plan(self, features: Features, full_feature_names: bool = False) -> OnlinePlan:
+        """The compiled plan of a service or a list of references."""
+        key = (features if isinstance(features, str) else _hashable(features), full_feature_names)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = OnlinePlan(self.catalog, features, full_feature_names)
+            if len(self._plans) >= MOST_PLANS:
+                self._plans.clear()
+            self._plans[key] = plan
+        return plan
+
+    def get(
+        self,
+        features: Features,
+        entity_rows: Sequence[Mapping[str, Any]] | EntityColumns,
+        full_feature_names: bool = False,
+        request_data: Mapping[str, Any] | None = None,
+        now: int | None = None,
+    ) -> OnlineResponse:
+        """Features of entity rows (a list of rows, or a mapping of columns) as of `now`."""
+        plan = self.plan(features, full_feature_names)
+        entities = entity_columns(entity_rows)
+        check_size(entities, self._max_entities)
+        return plan.get(self.store, entities, request_data, now)
+
+
+def check_size(entities: EntityColumns, most: int | None) -> None:
+    """`TooLargeError` where there are more entity rows than a request may have."""
+    if most is not None:
+        for values in entities.values():
+            if len(values) > most:
+                raise TooLargeError(
+                    f"the request has {len(values)} entity rows, and at most {most} are allowed",
+                    hint="Send several requests, or raise limits: max_entities in feature_store.yaml",
+                )
+
+
+def entity_columns(rows: Any) -> EntityColumns:
+    """Entity rows as columns: from a list of rows, a mapping of columns, an Arrow table or a DataFrame."""
+    if isinstance(rows, Mapping):
+        return {
+            str(name): values if isinstance(values, (list, tuple)) else list(values) for name, values in rows.items()
+        }
+    if hasattr(rows, "to_pydict"):
+        columns: EntityColumns = rows.to_pydict()
+        return columns
+    if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
+        return {str(name): rows[name].tolist() for name in rows.columns}
+    if (
+        not isinstance(rows, Sequence)
+        or isinstance(rows, (str, bytes))
+        or not all(isinstance(r, Mapping) for r in rows)
+    ):
+        raise InvalidInputError(
+            f"entity rows are a list of rows or a mapping of columns, not {type(rows).__name__}",
+            hint='Write for example [{"user_id": 1}]',
+        )
+    names = dict.fromkeys(rows[0]) if rows else {}
+    for index, row in enumerate(rows):
+        if row.keys() != names.keys():
+            odd = next(iter(row.keys() ^ names.keys()))
+            raise InvalidInputError(f'entity row {index} and row 0 do not both have "{odd}"')
+    return {name: [row[name] for row in rows] for name in names}
+
+
+_ABSENT: Any = object()
+
+
+def _hashable(features: Features) -> Any:
+    """A key of the features asked for; `InvalidInputError` where they are no list of references."""
+    if isinstance(features, FeatureService):
+        return ("service", features.features)
+    if not isinstance(features, (list, tuple)):
+        raise InvalidInputError(f"features are a service's name or a list of references, not {features!r}")
+    key = tuple(features)
+    for item in key:
+        if not isinstance(item, (str, FeatureRef, Definition)):
+            raise InvalidInputError(
+                f"{item!r} is not a feature reference", hint='Write for example "user_stats:clicks"'
+            )
+    return key
+
+
+def _output_names(refs: Sequence[FeatureRef], full: bool) -> tuple[str, ...]:
+    names = tuple(f"{ref.view}__{ref.feature}" if full else ref.feature for ref in refs)
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        first, second = [ref for ref, name in zip(refs, names, strict=True) if name == twice][:2]
+        raise InvalidInputError(
+            f'features {first} and {second} have the same name "{twice}"', hint="Use full_feature_names"
+        )
+    return names
+
+
+def _needed(catalog: Catalog, refs: Sequence[FeatureRef]) -> tuple[dict[str, list[str]], list[str]]:
+    """The features to read of each view, and the on-demand views to compute, each after those it needs."""
+    views: dict[str, dict[str, None]] = {}
+    on_demand: set[str] = set()
+    queue = list(refs)
+    while queue:
+        ref = queue.pop()
+        if ref.view not in catalog.on_demand:
+            views.setdefault(ref.view, {})[ref.feature] = None
+        elif ref.view not in on_demand:
+            on_demand.add(ref.view)
+            queue.extend(catalog.on_demand[ref.view].needs)
+    ordered = {
+        name: [feature for feature in catalog.views[name].features.names if feature in found]
+        for name, found in views.items()
+    }
+    return ordered, [name for name in catalog.on_demand if name in on_demand]
+
+
+def _computation(bound: BoundOnDemand) -> _Computation:
+    names = (*bound.request.names, *(ref.feature for ref in bound.needs))
+    return _Computation(
+        bound.request.names,
+        bound.needs,
+        tuple(
+            (
+                FeatureRef(bound.name, feature.name),
+                compile_rows(feature.scalar, names or ("",)),
+                bound.defaults.get(feature.name),
+            )
+            for feature in bound.features
+        ),
+    )
+
+
+def _request_columns(views: Sequence[BoundOnDemand]) -> dict[str, tuple[Type, Any]]:
+    """The type of each request value and its default, `_ABSENT` where it has none."""
+    columns: dict[str, tuple[Type, Any]] = {}
+    for bound in views:
+        for column in bound.request:
+            known = columns.setdefault(column.name, (column.type, bound.request_defaults.get(column.name, _ABSENT)))
+            if known[0] != column.type:
+                raise InvalidInputError(
+                    f'the request value "{column.name}" is {known[0]} for one view, {column.type} for "{bound.name}"',
+                    hint="Ask for them in two requests",
+                )
+    return columns
+
+
+def _distinct(columns: Sequence[Sequence[Any]]) -> tuple[list[Key], list[int] | None]:
+    """The keys to read, each once and none with a null, and where each row's key is among them (-1: nowhere)."""
+    keys: list[Key] = list(zip(*columns, strict=True))
+    if len(keys) == 1:
+        return (keys, None) if None not in keys[0] else ([], [-1])
+    known = dict.fromkeys(keys)
+    if len(known) == len(keys) and not any(None in column for column in columns):
+        return keys, None
+    read = [key for key in known if None not in key]
+    position = {key: index for index, key in enumerate(read)}
+    return read, [position.get(key, -1) for key in keys]
+
+
+def _compute(computation: _Computation, cells: dict[FeatureRef, Cells], prepared: Prepared) -> None:
+    """Add the columns of an on-demand view: NULL_VALUE where an expression is null, then the default."""
+    inputs = [prepared.request_values[name] for name in computation.request]
+    inputs += [cells[ref][0] for ref in computation.needs]
+    columns = inputs or [[None] * prepared.rows]
+    for ref, evaluate, default in computation.outputs:
+        values = evaluate(columns)
+        if None in values:
+            statuses = [Status.NULL_VALUE if value is None else Status.PRESENT for value in values]
+            filled = values if default is None else [default if value is None else value for value in values]
+            cells[ref] = (filled, statuses, None)
+        else:
+            cells[ref] = (values, Status.PRESENT, None)

@@ -1,0 +1,258 @@
+"""Values at the edge: what callers send becomes raw row values of a type, and back to JSON.
+
+Raw row values: TIMESTAMP is int microseconds, DATE int days since the epoch, the rest as Python has them.
+JSON (and Python callers alike) write TIMESTAMP as seconds since the epoch or ISO 8601, DATE as ISO 8601, BYTES as
+base64, DECIMAL as text, and NaN and the infinities as the strings "NaN", "Infinity", "-Infinity".
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import struct
+from collections.abc import Callable, Sequence
+from datetime import date, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from numbers import Integral, Real
+from operator import index
+from typing import Any
+
+from feature_store.errors import InvalidInputError
+from feature_store.expressions.instants import SECOND, instant, to_datetime
+from feature_store.types import Type
+
+EARLIEST, LATEST = -62_135_596_800 * SECOND, 253_402_300_800 * SECOND - 1
+"""The instants that a date and time of the years 1 to 9999 can write."""
+
+_EPOCH = date(1970, 1, 1)
+_NONE = frozenset({type(None)})
+_NATIVE: dict[str, type] = {
+    "INT32": int, "INT64": int, "FLOAT32": float, "FLOAT64": float, "STRING": str, "BYTES": bytes, "BOOL": bool,
+}  # fmt: skip
+_RANGES = {"INT32": (-(2**31), 2**31 - 1), "INT64": (-(2**63), 2**63 - 1)}
+_SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_NULLS = ("NaTType", "NAType")
+_HOW = {
+    "INT32": "Send a JSON integer from -2147483648 to 2147483647",
+    "INT64": "Send a JSON integer of 64 bits, not a string, a bool or a fraction",
+    "FLOAT32": 'Send a JSON number, or "NaN", "Infinity", "-Infinity"',
+    "FLOAT64": 'Send a JSON number, or "NaN", "Infinity", "-Infinity"',
+    "STRING": "Send a string",
+    "BYTES": "Send a base64 string",
+    "BOOL": "Send true or false",
+    "TIMESTAMP": "Send seconds since the epoch, or ISO 8601, for example 2026-11-23T12:00:00Z",
+    "DATE": "Send ISO 8601, for example 2026-11-23",
+    "DECIMAL": 'Send a string, for example "12.50", with no more digits than the type has',
+    "ARRAY": "Send a list",
+}
+
+
+def read_column(name: str, type_: Type, values: Sequence[Any]) -> Sequence[Any]:
+    """A caller's column as raw row values; None stays None.
+
+    `InvalidInputError` names the column, the row and the value that is not of the type.
+    """
+    kind = type_.kind
+    native = _NATIVE.get(kind)
+    if native is not None and {native}.issuperset(map(type, values)) and _fits(kind, values):
+        return values
+    out = []
+    for row, value in enumerate(values):
+        try:
+            out.append(read_value(type_, value))
+        except (ValueError, TypeError, OverflowError, InvalidInputError):
+            raise InvalidInputError(
+                f'column "{name}", row {row}: {_shown(value)} is not {_article(type_)}', hint=_HOW[kind]
+            ) from None
+    return out
+
+
+def _fits(kind: str, values: Sequence[Any]) -> bool:
+    """Whether values of the right Python type need no further look."""
+    if not values or kind in ("BOOL", "FLOAT64", "BYTES"):
+        return True
+    if kind == "STRING":
+        return "".join(values).isascii()
+    if kind in _RANGES:
+        low, high = _RANGES[kind]
+        return bool(low <= min(values) and max(values) <= high)
+    return False
+
+
+def read_value(type_: Type, value: Any) -> Any:
+    """One value as a raw row value; `ValueError`, `TypeError` or `InvalidInputError` if it is not of the type."""
+    if value is None or type(value).__name__ in _NULLS:
+        return None
+    if type_.kind == "ARRAY":
+        if isinstance(value, (str, bytes, dict)):
+            raise TypeError
+        assert type_.item is not None
+        return [read_value(type_.item, item) for item in value]
+    return _READERS[type_.kind](type_, value)
+
+
+def _read_integer(type_: Type, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError
+    number = index(value)
+    low, high = _RANGES[type_.kind]
+    if not low <= number <= high:
+        raise ValueError
+    return number
+
+
+def _read_float(type_: Type, value: Any) -> float:
+    if isinstance(value, str):
+        value = _SPECIAL.get(value, value)
+    if isinstance(value, (bool, str)) or not isinstance(value, Real):
+        raise TypeError
+    number = float(value)
+    if type_.kind == "FLOAT32":
+        rounded: float = struct.unpack("<f", struct.pack("<f", number))[0]
+        return rounded
+    return number
+
+
+def _read_string(type_: Type, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    value.encode()
+    return str(value)
+
+
+def _read_bytes(type_: Type, value: Any) -> bytes:
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    if not isinstance(value, str):
+        raise TypeError
+    try:
+        return base64.b64decode(value, validate=True)
+    except binascii.Error:
+        raise ValueError from None
+
+
+def _read_bool(type_: Type, value: Any) -> bool:
+    if not isinstance(value, bool) and type(value).__name__ not in ("bool_", "bool"):
+        raise TypeError
+    return bool(value)
+
+
+def _read_timestamp(type_: Type, value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    if isinstance(value, Integral):
+        micros = index(value) * SECOND
+    elif isinstance(value, Real):
+        micros = round(float(value) * SECOND)
+    elif getattr(getattr(value, "dtype", None), "kind", "") == "M":
+        micros = int(value.astype("M8[us]").astype("int64"))
+    else:
+        micros = instant(value)
+    if not EARLIEST <= micros <= LATEST:
+        raise ValueError
+    return micros
+
+
+def _read_date(type_: Type, value: Any) -> int:
+    if isinstance(value, datetime):
+        raise TypeError
+    if isinstance(value, str):
+        value = date.fromisoformat(value)
+    if not isinstance(value, date):
+        raise TypeError
+    return (value - _EPOCH).days
+
+
+def _read_decimal(type_: Type, value: Any) -> Decimal:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
+        raise TypeError
+    try:
+        number = Decimal(repr(value) if isinstance(value, float) else value)
+        fitted = number.quantize(Decimal(1).scaleb(-type_.scale)) if number.is_finite() else None
+    except InvalidOperation:
+        raise ValueError from None
+    if fitted is None or fitted != number or len(fitted.as_tuple().digits) > type_.precision:
+        raise ValueError
+    return fitted
+
+
+_READERS: dict[str, Callable[[Type, Any], Any]] = {
+    "INT32": _read_integer,
+    "INT64": _read_integer,
+    "FLOAT32": _read_float,
+    "FLOAT64": _read_float,
+    "STRING": _read_string,
+    "BYTES": _read_bytes,
+    "BOOL": _read_bool,
+    "TIMESTAMP": _read_timestamp,
+    "DATE": _read_date,
+    "DECIMAL": _read_decimal,
+}
+
+
+def _article(type_: Type) -> str:
+    return f"{'an' if str(type_)[0] in 'AI' else 'a'} {type_}"
+
+
+def _shown(value: Any) -> str:
+    text = f'"{value}"'.encode(errors="replace").decode() if isinstance(value, str) else repr(value)
+    return text if len(text) <= 80 else f"{text[:76]}..."
+
+
+def json_writer(type_: Type, iso: bool = False) -> Callable[[Sequence[Any]], Sequence[Any]] | None:
+    """What turns a column of raw row values into JSON values; None where they are JSON already.
+
+    `iso` writes TIMESTAMP as ISO 8601 with microseconds instead of whole seconds since the epoch.
+    """
+    if type_.is_float:
+        return _finite
+    one = _json_value(type_, iso)
+    if one is None:
+        return None
+    return lambda values: [None if value is None else one(value) for value in values]
+
+
+def _finite(values: Sequence[Any]) -> Sequence[Any]:
+    try:
+        if math.isfinite(sum(values)):
+            return values
+    except TypeError:
+        pass
+    return [_json_float(value) for value in values]
+
+
+def _json_float(value: float | None) -> float | str | None:
+    if value is None or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _json_value(type_: Type, iso: bool) -> Callable[[Any], Any] | None:
+    if type_.item is not None:
+        item = _json_value(type_.item, iso)
+        return None if item is None else lambda values: [None if value is None else item(value) for value in values]
+    if type_.is_float:
+        return _json_float
+    if type_.kind == "TIMESTAMP":
+        return _iso if iso else lambda micros: micros // SECOND
+    return {"BYTES": _json_bytes, "DATE": _json_date, "DECIMAL": _json_decimal}.get(type_.kind)
+
+
+def _iso(micros: int) -> str | None:
+    """ISO 8601 with microseconds; an instant outside the years 1 to 9999 has no text."""
+    if not EARLIEST <= micros <= LATEST:
+        return None
+    return to_datetime(micros).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _json_bytes(value: bytes) -> str:
+    return base64.b64encode(value).decode("ascii")
+
+
+def _json_date(days: int) -> str:
+    return (_EPOCH + timedelta(days=days)).isoformat()
+
+
+def _json_decimal(value: Decimal) -> str:
+    return format(value, "f")
