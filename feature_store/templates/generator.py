@@ -1,4 +1,4 @@
-"""A made-up advertising platform: users, ads, impressions, clicks and conversions as Parquet, the same for the same seed.
+"""A made-up advertising platform as Parquet: users, ads, impressions, clicks, conversions; equal for equal seeds.
 
 What is in it, so that what a model finds can be judged:
 
@@ -368,7 +368,7 @@ class _Partitions:
 
 
 def _labelled(world: World, chunk: Chunk, share: float) -> pa.Table:
-    """A part of the impressions as a training set starts: what was shown to whom and when, and whether it was clicked."""
+    """Some of the impressions, as a training set starts: what was shown to whom and when, and if it was clicked."""
     rows = chunk.impressions
     picked = np.flatnonzero((rows["impression_id"] * 2654435761 % 2**32) < share * 2**32)
     return _table(

@@ -1,0 +1,168 @@
+"""The second example, over real impressions: every feature of every impression, recomputed with pandas and numpy."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from feature_store import FeatureStore
+
+ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("OPEN_BANDIT", ROOT.parent / "shared/data/open_bandit"))
+LOGS = ("random_men", "random_women", "bts_men", "bts_women")
+GROUP = ["user_feature_0", "user_feature_1", "user_feature_2", "user_feature_3"]
+ITEM = ["item_feature_0", "item_feature_1", "item_feature_2", "item_feature_3"]
+SECOND = 1_000_000
+HOUR, DAY = 3600 * SECOND, 86400 * SECOND
+START, END = pd.Timestamp("2019-11-23", tz="UTC"), pd.Timestamp("2019-12-01", tz="UTC")
+
+
+@pytest.fixture(scope="module", params=LOGS)
+def log(request: pytest.FixtureRequest) -> str:
+    if not (DATA / f"{request.param}.csv").is_file():
+        pytest.fail(f"{DATA} does not hold {request.param}.csv: set OPEN_BANDIT to the folder of the Open Bandit data")
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def store(log: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    repo = tmp_path_factory.mktemp(log) / "repo"
+    shutil.copytree(ROOT / "docs/examples/open_bandit", repo, ignore=shutil.ignore_patterns("data", "__pycache__"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPEN_BANDIT", str(DATA))
+        patch.setenv("OPEN_BANDIT_LOG", log)
+        patch.delenv("ONLINE_STORE", raising=False)
+        store = FeatureStore(repo)
+        store.apply()
+        store.materialize(START.to_pydatetime(), END.to_pydatetime())
+        yield store
+
+
+@pytest.fixture(scope="module")
+def impressions(log: str) -> pd.DataFrame:
+    rows = pd.read_csv(DATA / f"{log}.csv", index_col=0, usecols=[*range(6), *range(6, 10)])
+    rows["timestamp"] = pd.to_datetime(rows["timestamp"], format="ISO8601", utc=True).astype("datetime64[us, UTC]")
+    return rows
+
+
+@pytest.fixture(scope="module")
+def items(log: str) -> pd.DataFrame:
+    return pd.read_csv(DATA / f"{log}_items.csv", index_col=0).set_index("item_id")
+
+
+def spine(impressions: pd.DataFrame) -> pd.DataFrame:
+    rows = impressions[["timestamp", "item_id", "position", "click", *GROUP]]
+    return rows.rename(columns={"timestamp": "event_timestamp"})
+
+
+class Events:
+    """The events of one key, in order of time, to look through one window after another."""
+
+    def __init__(self, rows: pd.DataFrame) -> None:
+        order = np.argsort(rows["timestamp"].to_numpy(), kind="stable")
+        self.rows = rows.iloc[order]
+        self.times = self.rows["timestamp"].astype("int64").to_numpy()
+
+    def window(self, at: int, length: int, hop: int) -> pd.DataFrame:
+        """floor(at - length, hop) <= event time < at."""
+        low = np.searchsorted(self.times, (at - length) // hop * hop, side="left")
+        return self.rows.iloc[low : np.searchsorted(self.times, at, side="left")]
+
+
+def expected_item(events: Events | None, at: int) -> dict[str, Any]:
+    empty = Events(
+        pd.DataFrame({"timestamp": pd.to_datetime([], utc=True), "click": [], "propensity_score": [], "position": []})
+    )
+    events = events or empty
+    hour, day = events.window(at, HOUR, 300 * SECOND), events.window(at, DAY, HOUR)
+    ever = events.window(at, 20000 * DAY, DAY)
+    return {
+        "item_imp_cnt_1h": len(hour),
+        "item_imp_cnt_1d": len(day),
+        "item_click_cnt_1d": int((day["click"] == 1).sum()),
+        "item_propensity_1d": day["propensity_score"].mean() if len(day) else None,
+        "item_last_positions": day["position"].tolist()[-3:] if len(day) else None,
+        "item_imp_cnt": len(ever),
+        "item_ctr": ever["click"].mean() if len(ever) else None,
+    }
+
+
+def expected_group(events: Events, at: int) -> dict[str, Any]:
+    recent, ever = events.window(at, 3 * DAY, HOUR), events.window(at, 20000 * DAY, DAY)
+    clicks = int(ever["click"].sum())
+    return {
+        "group_imp_cnt_3d": len(recent),
+        "group_items_3d": recent["item_id"].nunique(),
+        "group_imp_cnt": len(ever),
+        "group_click_cnt": clicks,
+        "group_ctr": (clicks + 1) / (len(ever) + 200),
+    }
+
+
+def same(found: Any, wanted: Any) -> bool:
+    """Lists and integers exactly, nulls as nulls, doubles within 1e-12."""
+    if isinstance(wanted, list):
+        return found is not None and list(found) == wanted
+    if wanted is None or wanted != wanted:
+        return found is None or found != found
+    if isinstance(wanted, float):
+        return found is not None and abs(found - wanted) <= 1e-12 * max(1.0, abs(wanted))
+    return bool(found == wanted)
+
+
+def test_every_impression_has_the_features_it_had_then(
+    store: FeatureStore, impressions: pd.DataFrame, items: pd.DataFrame
+) -> None:
+    given = spine(impressions)
+    found = store.get_historical_features(given, features="bandit_v1").to_df()
+    assert len(found) == len(given) == 10_000
+    for name in given.columns:
+        assert (found[name].to_numpy() == given[name].to_numpy()).all(), name
+    by_item = {key: Events(rows) for key, rows in impressions.groupby("item_id")}
+    by_group = {key: Events(rows) for key, rows in impressions.groupby(GROUP)}
+    daily = impressions.groupby([impressions["timestamp"].dt.date, "item_id"])["position"].agg(["size", "mean"])
+    for row in found.to_dict("records"):
+        at = row["event_timestamp"].value // 1000
+        yesterday = (row["event_timestamp"] - pd.Timedelta(days=1)).date()
+        of_day = daily.loc[(yesterday, row["item_id"])] if (yesterday, row["item_id"]) in daily.index else None
+        wanted = {
+            **{name: items.at[row["item_id"], name] for name in ITEM},
+            **expected_item(by_item[row["item_id"]], at),
+            **expected_group(by_group[tuple(row[name] for name in GROUP)], at),
+            "item_imp_cnt_yesterday": None if of_day is None else int(of_day["size"]),
+            "item_position_yesterday": None if of_day is None else float(of_day["mean"]),
+            "is_first": row["position"] == 1,
+        }
+        for name, value in wanted.items():
+            assert same(row[name], value), (name, row[name], value, row["event_timestamp"])
+
+
+def test_online_answers_what_history_says_of_now(
+    store: FeatureStore, impressions: pd.DataFrame, items: pd.DataFrame
+) -> None:
+    groups = impressions[GROUP].drop_duplicates().head(200).to_dict("records")
+    rows = [
+        {**group, "item_id": int(items.index[number % len(items)]), "position": number % 3 + 1}
+        for number, group in enumerate(groups)
+    ]
+    rows.append({**dict.fromkeys(GROUP, "nobody"), "item_id": 10_000, "position": 1})
+    online = store.get_online_features(features="bandit_v1", entity_rows=rows).to_dict()
+    now = pd.Timestamp.now(tz="UTC")
+    at = now.value // 1000
+    history = store.get_historical_features(
+        pd.DataFrame(rows).assign(event_timestamp=now), features="bandit_v1"
+    ).to_df()
+    by_item = {key: Events(part) for key, part in impressions.groupby("item_id")}
+    for number, row in enumerate(rows):
+        wanted = expected_item(by_item.get(row["item_id"]), at)
+        for name, value in wanted.items():
+            assert same(online[name][number], value), (name, row)
+        for name in ("group_imp_cnt", "group_click_cnt", "group_ctr", "item_position_yesterday", "is_first", *ITEM):
+            value = history[name].iloc[number]
+            assert same(online[name][number], value.item() if isinstance(value, np.generic) else value), (name, row)
+    assert online["item_imp_cnt"][0] > 0 and online["item_imp_cnt"][-1] == 0
+    assert online["item_feature_0"][-1] is None and online["group_click_cnt"][-1] == 0
