@@ -32,6 +32,9 @@ from feature_store.storage.offline import OfflineStore
 from feature_store.storage.online import EVENT_TIME
 from feature_store.types import DATE, TIMESTAMP, Column, Type
 
+EngineOf = Callable[[BoundView | None], Engine]
+"""The engine that computes a view; for None the one that computes over columns already read."""
+
 TIME_COLUMN = "event_timestamp"
 STATUS_SUFFIX = "__status"
 
@@ -82,7 +85,7 @@ class HistoricalJob:
 
 
 def retrieve(
-    catalog: Catalog, query: HistoricalQuery, entities: Any, engine_of: Callable[[BoundView], Engine], offline: OfflineStore
+    catalog: Catalog, query: HistoricalQuery, entities: Any, engine_of: EngineOf, offline: OfflineStore
 ) -> HistoricalJob:
     """The job that answers a query; names are checked now, values are computed when asked for."""
     return HistoricalJob(lambda: _Retrieval(catalog, query, engine_of, offline).run(read_table(entities)))
@@ -90,7 +93,7 @@ def retrieve(
 
 class _Retrieval:
     def __init__(
-        self, catalog: Catalog, query: HistoricalQuery, engine_of: Callable[[BoundView], Engine], offline: OfflineStore
+        self, catalog: Catalog, query: HistoricalQuery, engine_of: EngineOf, offline: OfflineStore
     ) -> None:
         self._catalog = catalog
         self._query = query
@@ -145,9 +148,7 @@ class _Retrieval:
         columns = {ref.feature: self._values[ref] for ref in bound.needs}
         columns |= {column.name: _request(bound, column, entities) for column in bound.request}
         columns = columns or {"__rows": pa.nulls(entities.num_rows)}
-        engine = self._engine_of(next(iter(self._catalog.views.values()))) if self._catalog.views else None
-        assert engine is not None
-        computed = engine.compute(pa.table(columns), {f"__out_{f.name}": f.scalar for f in bound.features})
+        computed = self._engine_of(None).compute(pa.table(columns), {f"__out_{f.name}": f.scalar for f in bound.features})
         for feature in bound.features:
             ref, values = FeatureRef(bound.name, feature.name), computed[f"__out_{feature.name}"]
             missing = pc.is_null(values)

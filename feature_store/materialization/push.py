@@ -1,0 +1,283 @@
+"""Pushed rows: checked against the source's schema, then stored offline (a log) and online (rows and fragments).
+
+A pushed event has an identity: its `unique` columns, or else all of its values and its place among identical rows of
+the same call. The log and the tiles keep one event an identity, so a repeated push counts once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feature_store.definitions.catalog import BoundView, Catalog
+from feature_store.definitions.source import Source
+from feature_store.definitions.tables import is_snapshot, latest_table, tile_table
+from feature_store.errors import InvalidInputError, NotFoundError, nearest
+from feature_store.expressions.aggregates import aggregate_of, distinct, fragment_item
+from feature_store.expressions.instants import DAY, MINUTE, to_iso
+from feature_store.expressions.relations import Computed, LatestRow, Rows, Window, Windows
+from feature_store.expressions.scalars import Scalar, compile_rows
+from feature_store.frames import conform, read_table
+from feature_store.storage.offline import OfflineStore
+from feature_store.storage.online import CREATED, EVENT_TIME, ITEM, NO_CREATED, OnlineStore, Table
+from feature_store.storage.rows import raw_type, to_arrow
+from feature_store.types import TIMESTAMP, Column, Schema
+
+EVENT_ID = "__event_id"
+FARTHEST_AHEAD = 10 * MINUTE
+LATEST_YEAR = 2200
+_LATEST = 84_006 * DAY  # the start of 2200
+
+Raw = dict[str, list[Any]]
+"""Columns of raw row values."""
+
+
+class Destination(StrEnum):
+    """Where pushed rows go."""
+
+    ONLINE = "online"
+    OFFLINE = "offline"
+    ONLINE_AND_OFFLINE = "online_and_offline"
+
+    @classmethod
+    def of(cls, value: object) -> Destination:
+        """From its name, or from Feast's PushMode; `InvalidInputError` otherwise."""
+        name = str(getattr(value, "name", value)).lower()
+        try:
+            return cls(name)
+        except ValueError:
+            raise InvalidInputError(
+                f'"{name}" is not a place to push to', hint=f"Places are {', '.join(cls)}"
+            ) from None
+
+
+def push_log(source: str) -> str:
+    """The offline table of a source's pushed rows."""
+    return f"push/{source}"
+
+
+class Pusher:
+    """Takes rows for the sources and views of one catalog."""
+
+    def __init__(self, catalog: Catalog, online: OnlineStore, offline: OfflineStore) -> None:
+        self._catalog = catalog
+        self._online = online
+        self._offline = offline
+
+    def push(self, name: str, data: Any, to: Destination) -> int:
+        """Store rows of a source, or of a view over columns; how many. All are checked before any is stored.
+
+        Offline comes first: an event that is served can be found in history.
+        """
+        if name not in self._catalog.sources:
+            return self._push_view(name, data, to)
+        source, rows = self._catalog.sources[name], self._catalog.rows[name]
+        if not source.stream or not source.stream.push:
+            raise InvalidInputError(
+                f'source "{name}" does not take pushed rows', hint="Add to its definition stream: {push: true}"
+            )
+        views = [view for view in self._catalog.views.values() if rows in view.inputs]
+        events = _Events(rows, self._checked(source, rows, views, data), source)
+        if to is not Destination.ONLINE and len(events):
+            self._offline.append(push_log(name), events.table.append_column(EVENT_ID, pa.array(events.ids)))
+        if to is not Destination.OFFLINE and len(events):
+            for view in views:
+                if view.view.online:
+                    self._write_events(view, events)
+        return len(events)
+
+    def write(self, name: str, data: Any) -> int:
+        """Write rows of join keys, features and times straight to the online store; how many."""
+        bound = self._view(name)
+        relation = bound.relation
+        assert isinstance(relation, LatestRow)
+        names = (relation.rows.timestamp or "event_timestamp", relation.rows.created or "created")
+        table = _renamed(read_table(data), {"event_timestamp": names[0], "created": names[1]})
+        times = Schema((Column(names[0], TIMESTAMP), Column(names[1], TIMESTAMP)))
+        columns = Schema((*bound.keys, *(c for c in bound.features if c.name not in times), *times))
+        what = f'feature view "{name}"'
+        rows = conform(table, columns, what, optional=frozenset([names[1]]))
+        _refuse_nulls(rows, [*bound.keys.names, names[0]], what)
+        _refuse_odd_times(rows, names[0], what)
+        out = {column.name: rows[column.name] for column in (*bound.keys, *bound.features)}
+        out[EVENT_TIME] = rows[names[0]].cast(pa.int64())
+        out[CREATED] = pc.fill_null(rows[names[1]].cast(pa.int64()), NO_CREATED)
+        self._write(latest_table(bound), pa.table(out))
+        return rows.num_rows
+
+    def _push_view(self, name: str, data: Any, to: Destination) -> int:
+        if name not in self._catalog.views and name not in self._catalog.on_demand:
+            known = [*self._catalog.sources, *self._catalog.views]
+            raise NotFoundError(
+                f'no source or feature view "{name}"', code="SOURCE_NOT_FOUND", hint=nearest(name, known) or "See: fs list"
+            )
+        bound = self._view(name)
+        if to is not Destination.ONLINE:
+            source = bound.inputs[0].name
+            raise InvalidInputError(
+                f'rows of feature view "{name}" can be pushed online only', hint=f'Push rows of its source "{source}"'
+            )
+        return self.write(name, data)
+
+    def _view(self, name: str) -> BoundView:
+        bound = self._catalog.view(name)
+        if not isinstance(bound, BoundView) or not isinstance(bound.relation, LatestRow):
+            raise InvalidInputError(
+                f'feature view "{name}" is computed: it takes no finished rows', hint="Push events to its source"
+            )
+        return bound
+
+    def _checked(self, source: Source, rows: Rows, views: Sequence[BoundView], data: Any) -> pa.Table:
+        """The rows in the source's schema; columns that no view reads may be missing."""
+        assert rows.timestamp is not None
+        what = f'source "{source.name}"'
+        keys = {key for view in views for key in view.keys.names}
+        used = {rows.timestamp, *keys, *rows.unique} | {name for view in views for name in _columns(view)}
+        if rows.created:
+            used.discard(rows.created)
+        table = conform(read_table(data), rows.schema, what, optional=frozenset(set(rows.schema.names) - used))
+        _refuse_nulls(table, [rows.timestamp, *sorted(keys)], what)
+        _refuse_odd_times(table, rows.timestamp, what)
+        return table
+
+    def _write_events(self, bound: BoundView, events: _Events) -> None:
+        relation = bound.relation
+        if isinstance(relation, LatestRow):
+            out = {key.name: events.table[key.name].cast(key.type.arrow) for key in bound.keys}
+            out |= {value.name: events.compute(value) for value in relation.values}
+            self._write(latest_table(bound), pa.table(out | events.stamps()))
+        elif isinstance(relation, Windows) and not is_snapshot(bound):
+            for hop in relation.hops:
+                windows = [window for window in relation.windows if window.hop == hop]
+                self._write(tile_table(bound, hop), _fragments(bound, windows, events, tile_table(bound, hop)))
+
+    def _write(self, table: Table, rows: pa.Table) -> None:
+        self._online.create(table)
+        self._online.write(table, rows)
+
+
+class _Events:
+    """Checked rows of a source, with their times and identities."""
+
+    def __init__(self, rows: Rows, table: pa.Table, source: Source) -> None:
+        assert rows.timestamp is not None
+        ids = _identities(table, rows)
+        if rows.created:
+            index = table.schema.get_field_index(rows.created)
+            now = pa.scalar(time.time_ns() // 1000, pa.int64()).cast(TIMESTAMP.arrow)
+            created = pc.fill_null(table[rows.created].cast(TIMESTAMP.arrow), now).cast(table.schema.field(index).type)
+            table = table.set_column(index, rows.created, created)
+        self.table, self.ids = table, ids
+        self._created = rows.created
+        self.times = _micros(table[rows.timestamp])
+        self.created = _micros(table[rows.created]) if rows.created else [NO_CREATED] * table.num_rows
+        self.raw: Raw = {
+            column.name: table[column.name].cast(raw_type(column.type)).to_pylist() for column in rows.schema
+        }
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def evaluate(self, scalar: Scalar) -> list[Any]:
+        """An expression over the events, as raw row values."""
+        names = sorted(scalar.columns) or [next(iter(self.raw))]
+        return compile_rows(scalar, names)([self.raw[name] for name in names])
+
+    def compute(self, value: Computed) -> pa.Array:
+        return to_arrow(self.evaluate(value.scalar), value.type)
+
+    def stamps(self) -> dict[str, pa.Array]:
+        return {EVENT_TIME: pa.array(self.times, pa.int64()), CREATED: pa.array(self.created, pa.int64())}
+
+
+def _fragments(bound: BoundView, windows: Sequence[Window], events: _Events, table: Table) -> pa.Table:
+    """Each event as a tile of its own: its lifted states, under an item of its time and identity."""
+    states: list[list[Any]] = []
+    for window in distinct(windows):
+        aggregate = aggregate_of(window)
+        values = events.evaluate(window.value) if window.value else [1] * len(events)
+        counts = events.evaluate(window.where) if window.where else [True] * len(events)
+        lifted = [
+            aggregate.lift(value, at, created) if counted else aggregate.identity
+            for value, counted, at, created in zip(values, counts, events.times, events.created, strict=True)
+        ]
+        states.extend([list(part) for part in zip(*lifted, strict=True)])
+    columns = zip(table.values, [*states, events.times], strict=True)
+    out = {key.name: events.table[key.name].cast(key.type.arrow) for key in bound.keys}
+    out |= {column.name: to_arrow(values, column.type) for column, values in columns}
+    items = [fragment_item(at, bytes.fromhex(id_)) for at, id_ in zip(events.times, events.ids, strict=True)]
+    return pa.table(out | events.stamps() | {ITEM: pa.array(items, pa.binary())})
+
+
+def _identities(table: pa.Table, rows: Rows) -> list[str]:
+    """32 hexadecimal digits an event. When the platform learnt of it (`created`) is no part of what it is."""
+    names = rows.unique or [name for name in rows.schema.names if name != rows.created]
+    columns = [table[name].cast(raw_type(rows.schema.get(name) or TIMESTAMP)).to_pylist() for name in names]
+    seen: Counter[str] = Counter()
+    ids = []
+    for values in zip(*columns, strict=True):
+        text = repr(values)
+        if not rows.unique:
+            seen[text] += 1
+            text = f"{text}#{seen[text]}"
+        ids.append(hashlib.blake2b(text.encode(), digest_size=16).hexdigest())
+    return ids
+
+
+def _columns(view: BoundView) -> set[str]:
+    """The source columns that a view computes with."""
+    relation = view.relation
+    if isinstance(relation, LatestRow):
+        scalars: list[Scalar | None] = [value.scalar for value in relation.values]
+    elif isinstance(relation, Windows):
+        scalars = [scalar for window in relation.windows for scalar in (window.value, window.where)]
+    else:
+        return set()
+    return {name for scalar in scalars if scalar for name in scalar.columns}
+
+
+def _micros(column: pa.ChunkedArray) -> list[int]:
+    values: list[int] = column.cast(TIMESTAMP.arrow).cast(pa.int64()).to_pylist()
+    return values
+
+
+def _renamed(table: pa.Table, names: Mapping[str, str]) -> pa.Table:
+    """Feast's names for the time columns stand for the source's, where the table does not have those."""
+    return table.rename_columns(
+        [names[name] if name in names and names[name] not in table.column_names else name for name in table.column_names]
+    )
+
+
+def _refuse_nulls(table: pa.Table, names: Sequence[str], what: str) -> None:
+    for name in names:
+        if table[name].null_count:
+            row = pc.index(pc.is_null(table[name]), True).as_py()
+            raise InvalidInputError(f'{what}: column "{name}" must not be null, row {row} is')
+
+
+def _refuse_odd_times(table: pa.Table, name: str, what: str) -> None:
+    """A row from the far future would hide every later one for good."""
+    limit = time.time_ns() // 1000 + FARTHEST_AHEAD
+    for row, at in enumerate(_micros(table[name])):
+        if not 0 <= at < _LATEST:
+            raise InvalidInputError(
+                f'{what}: column "{name}", row {row}: {_shown(at)} is outside the years 1970 to {LATEST_YEAR - 1}'
+            )
+        if at > limit:
+            raise InvalidInputError(
+                f'{what}: column "{name}", row {row}: {_shown(at)} lies in the future', hint="Check the sender's clock"
+            )
+
+
+def _shown(at: int) -> str:
+    try:
+        return to_iso(at)
+    except OverflowError:
+        return f"{at} µs"

@@ -1,0 +1,406 @@
+"""The waist of the house: a repository's definitions on one side, its stores and engines on the other.
+
+Every operation is a few lines here and its meaning is elsewhere: planning in `definitions`, computing in
+`materialization` and `retrieval`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from feature_store.definitions import (
+    Definition,
+    Entity,
+    FeatureService,
+    FeatureView,
+    OnDemandFeatureView,
+    Source,
+)
+from feature_store.definitions.bind import bind
+from feature_store.definitions.catalog import BoundOnDemand, BoundView, Catalog, FeatureRef
+from feature_store.definitions.difference import Node, Plan, Stored, difference
+from feature_store.definitions.lineage import Edge, lineage
+from feature_store.definitions.tables import MARKERS, tables_of
+from feature_store.errors import Location, NotFoundError, SettingsError, nearest
+from feature_store.expressions.instants import instant, to_iso
+from feature_store.expressions.relations import Rows
+from feature_store.materialization.batch import Materializer, Report
+from feature_store.materialization.push import Destination, Pusher, push_log
+from feature_store.plugins import open_online_store
+from feature_store.registry.records import Record, State
+from feature_store.registry.registry import Registry
+from feature_store.repository import Repository
+from feature_store.retrieval.historical import HistoricalJob, HistoricalQuery, retrieve
+from feature_store.retrieval.online import OnlineFeatures
+from feature_store.retrieval.response import OnlineResponse
+from feature_store.settings import Settings
+from feature_store.storage.offline import OfflineStore
+from feature_store.storage.online import OnlineStore, Table
+from feature_store.types import Column, Schema, Type
+
+if TYPE_CHECKING:
+    from feature_store.engines.engine import Engine
+
+Features = str | FeatureService | Sequence[str | FeatureRef | Definition]
+"""A service (by name or itself), or a list of references."""
+
+KINDS: tuple[type[Definition], ...] = (Entity, Source, FeatureView, OnDemandFeatureView, FeatureService)
+_BY_KIND = {kind.kind: kind for kind in KINDS}
+_LOOK_AGAIN_AFTER = 2.0  # seconds until a process asks the registry whether somebody applied
+
+
+class FeatureStore:
+    """One feature repository: define, materialize, read.
+
+    `repo_path` is the directory of feature_store.yaml; `fs_yaml_file` another settings file. Threads may share a
+    store. Nothing is opened before it is needed.
+    """
+
+    def __init__(self, repo_path: str | Path = ".", fs_yaml_file: str | Path | None = None) -> None:
+        self.repository = Repository(Path(repo_path), Path(fs_yaml_file) if fs_yaml_file else None)
+        self._lock = Lock()
+        self._state: State | None = None
+        self._catalog: Catalog | None = None
+        self._looked_at = 0.0
+        self._online: OnlineFeatures | None = None
+        self._engines: dict[str, Engine] = {}
+
+    # What the store stands on
+
+    @property
+    def root(self) -> Path:
+        return self.repository.root
+
+    @property
+    def settings(self) -> Settings:
+        return self.repository.settings
+
+    @property
+    def project(self) -> str:
+        return self.settings.project
+
+    @cached_property
+    def registry(self) -> Registry:
+        return Registry(self.settings.registry, self.project)
+
+    @cached_property
+    def online_store(self) -> OnlineStore:
+        return open_online_store(self.settings.online_store, self.project, self.root)
+
+    @cached_property
+    def offline_store(self) -> OfflineStore:
+        return OfflineStore(self.settings.offline_store, self.root)
+
+    @property
+    def catalog(self) -> Catalog:
+        """The applied definitions, bound; looked up anew within two seconds of somebody's apply."""
+        if self._catalog is None or time.monotonic() - self._looked_at > _LOOK_AGAIN_AFTER:
+            self.refresh()
+        assert self._catalog is not None
+        return self._catalog
+
+    def refresh(self) -> bool:
+        """Look whether the registry moved on, and if so take the new definitions; whether it did."""
+        with self._lock:
+            serial = self.registry.serial()
+            self._looked_at = time.monotonic()
+            if self._state is not None and self._state.serial == serial:
+                return False
+            state = self.registry.load(serial)
+            self._catalog = self._bind_state(state)
+            self._state = state
+            self._online = None
+            return True
+
+    def _bind_state(self, state: State) -> Catalog:
+        schemas = {record.name: _schema(record) for record in state.records if record.kind == Source.kind}
+        return self._bind(_definitions(state), lambda rows: schemas[rows.name])
+
+    def _bind(self, definitions: Sequence[Definition], schema_of: Any, locations: Any = None) -> Catalog:
+        return bind(
+            self.project,
+            definitions,
+            root=self.root,
+            pushed=lambda source: self.offline_store.path(push_log(source)),
+            timezone=self.settings.timezone,
+            schema_of=schema_of,
+            locations=locations,
+        )
+
+    def _engine(self, name: str | None = None) -> Engine:
+        """The engine of a name in the settings' `engines`; None is the repo's default."""
+        name = name or self.settings.engine
+        place = "local" if name == "local" else self.settings.engines.get(name, "local")
+        if place not in ("local", "embedded"):
+            raise SettingsError(
+                f'engine "{name}" at "{place}" is not supported by this release', hint=f"Write engines: {{{name}: local}}"
+            )
+        with self._lock:
+            if "local" not in self._engines:
+                from feature_store.engines.local import LocalEngine
+
+                limits = self.settings.limits
+                self._engines["local"] = LocalEngine(memory_limit=limits.memory, threads=limits.threads)
+            return self._engines["local"]
+
+    # Define
+
+    def plan(self, definitions: Iterable[Definition] | None = None) -> Plan:
+        """What `apply` would change, and what that touches."""
+        return self._plan(definitions)[0]
+
+    def apply(
+        self,
+        definitions: Iterable[Definition] | Definition | None = None,
+        allow_destructive: bool = False,
+        partial: bool = True,
+    ) -> Plan:
+        """Make the registry and the stores what the repository says; the plan that was carried out.
+
+        With `definitions`, these are added to (or replace) what is applied; with `partial=False` everything else goes.
+
+        Raises:
+            DefinitionError: a definition is wrong; nothing changed.
+            DestructiveChangeError: stored values would go, and `allow_destructive` is not set.
+            ConflictError: somebody applied at the same time; nothing changed.
+        """
+        if isinstance(definitions, Definition):
+            definitions = [definitions]
+        plan, catalog = self._plan(definitions, partial)
+        if not allow_destructive:
+            plan.refuse_destructive()
+        histories = {
+            change.name: self.registry.history(change.kind, change.name)
+            for change in plan.changes
+            if change.action == "delete" and change.kind == FeatureView.kind
+        }
+        if not plan.is_empty:
+            self.registry.commit(plan.registry_changes(), plan.serial)
+        for bound in catalog.views.values():
+            for table in tables_of(bound) if bound.view.online else ():
+                self.online_store.create(table)
+        for history in histories.values():
+            self._drop_tables(history)
+        self.refresh()
+        return plan
+
+    def _plan(self, definitions: Iterable[Definition] | None, partial: bool = False) -> tuple[Plan, Catalog]:
+        state = self.registry.load()
+        before = self._bind_state(state)
+        locations: Mapping[tuple[str, str], Location] = {}
+        warnings: Sequence[str] = ()
+        if definitions is None:
+            after: Sequence[Definition] = self.repository.definitions
+            locations, warnings = self.repository.locations, self.repository.warnings
+        else:
+            after = _merged(_definitions(state), definitions) if partial else list(definitions)
+        catalog = self._bind(after, self._engine().schema, locations)
+        return difference(
+            before, catalog, stored=self._stored(before), serial=state.serial, warnings=warnings
+        ), catalog
+
+    def _stored(self, catalog: Catalog) -> dict[Node, Stored]:
+        """What holds data: materialized views, and sources with a push log."""
+        through = {(p.view, p.version): p.through for p in self.registry.all_progress()}
+        stored: dict[Node, Stored] = {
+            (FeatureView.kind, view.name): Stored(through=through[view.name, view.version])
+            for view in catalog.views.values()
+            if (view.name, view.version) in through
+        }
+        for name, source in catalog.sources.items():
+            if source.stream and source.stream.push and self.offline_store.exists(push_log(name)):
+                stored[Source.kind, name] = Stored()
+        return stored
+
+    # Materialize
+
+    def materialize(
+        self,
+        start_date: Any,
+        end_date: Any,
+        feature_views: Sequence[str] | None = None,
+        progress: Report | None = None,
+    ) -> int:
+        """Compute [start, end] and write it online; the number of rows written. Killed and run again, it goes on."""
+        start, end = instant(start_date), instant(end_date)
+        materializer = Materializer(self.online_store, self.offline_store, self.registry, progress)
+        views = self._online_views(feature_views)
+        return sum(materializer.between(view, self._engine(view.view.engine), start, end) for view in views)
+
+    def materialize_incremental(
+        self, end_date: Any, feature_views: Sequence[str] | None = None, progress: Report | None = None
+    ) -> int:
+        """Compute what is new since the last run, late rows included, and write it online; the number of rows."""
+        end = instant(end_date)
+        materializer = Materializer(self.online_store, self.offline_store, self.registry, progress)
+        views = self._online_views(feature_views)
+        return sum(materializer.until(view, self._engine(view.view.engine), end) for view in views)
+
+    def _online_views(self, names: Sequence[str] | None) -> list[BoundView]:
+        self.refresh()
+        catalog = self.catalog
+        if names is None:
+            return [view for view in catalog.views.values() if view.view.online]
+        found = [catalog.view(name) for name in names]
+        for view in found:
+            if isinstance(view, BoundOnDemand):
+                raise NotFoundError(
+                    f'"{view.name}" is an on-demand view: it is computed at request time', code="VIEW_NOT_FOUND"
+                )
+        return [view for view in found if isinstance(view, BoundView)]
+
+    def push(self, push_source_name: str, df: Any, to: str = "online") -> int:
+        """Add rows to a source (or to a view over columns): to "online", "offline" or "online_and_offline".
+
+        The number of rows; when it returns they are stored. `InvalidInputError` if one does not fit: then none is.
+        """
+        pusher = Pusher(self.catalog, self.online_store, self.offline_store)
+        return pusher.push(push_source_name, df, Destination.of(to))
+
+    def write_to_online_store(self, feature_view_name: str, df: Any) -> int:
+        """Write rows of join keys, features and `event_timestamp` (and `created`) to a view over columns."""
+        return Pusher(self.catalog, self.online_store, self.offline_store).write(feature_view_name, df)
+
+    # Read
+
+    def get_historical_features(
+        self,
+        entity_df: Any,
+        features: Features,
+        full_feature_names: bool = False,
+        *,
+        as_known: bool = False,
+        statuses: bool = False,
+        engine: str | None = None,
+    ) -> HistoricalJob:
+        """The features of each row of `entity_df` as of its `event_timestamp`: rows out = rows in, in their order.
+
+        `entity_df` is a DataFrame, an Arrow table, the path of a Parquet or CSV file, or a SELECT over the sources.
+        """
+        catalog = self.catalog
+        query = HistoricalQuery(catalog.resolve(features), full_feature_names, as_known, statuses)
+        if isinstance(entity_df, str) and entity_df.lstrip()[:6].upper() in ("SELECT", "WITH"):
+            entity_df = self._select(catalog, entity_df)
+        return retrieve(
+            catalog, query, entity_df, lambda view: self._engine(engine), self.offline_store
+        )
+
+    def _select(self, catalog: Catalog, sql: str) -> Any:
+        return self._engine().select(sql, tuple(catalog.rows.values()))
+
+    def get_online_features(
+        self,
+        features: Features,
+        entity_rows: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]],
+        full_feature_names: bool = False,
+        *,
+        request_data: Mapping[str, Sequence[Any]] | None = None,
+    ) -> OnlineResponse:
+        """The features of each entity as of now, in one round trip to the online store."""
+        return self.online.get(features, entity_rows, full_feature_names, request_data)
+
+    @property
+    def online(self) -> OnlineFeatures:
+        """The compiled plans of the applied definitions, kept until the registry moves on."""
+        catalog = self.catalog
+        online = self._online
+        if online is None or online.catalog is not catalog:
+            online = self._online = OnlineFeatures(catalog, self.online_store, self.settings.limits.max_entities)
+        return online
+
+    # Look around
+
+    def list(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """What is applied: a dict each, with kind, name, version and the definition's own keys."""
+        if kind is not None and kind not in _BY_KIND:
+            raise NotFoundError(f'there is no kind "{kind}"', hint=nearest(kind, _BY_KIND) or f"Kinds: {', '.join(_BY_KIND)}")
+        records = self.registry.load().records
+        return [_described(record) for record in records if kind in (None, record.kind)]
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """One applied definition of any kind, with how far it is materialized; `NotFoundError` names the nearest."""
+        records = self.registry.load().records
+        for record in records:
+            if record.name == name:
+                return _described(record) | self._progress_of(record)
+        raise NotFoundError(f'nothing is called "{name}"', hint=nearest(name, [r.name for r in records]) or "See: fs list")
+
+    def _progress_of(self, record: Record) -> dict[str, Any]:
+        bound = self.catalog.views.get(record.name) if record.kind == FeatureView.kind else None
+        if bound is None:
+            return {}
+        progress = self.registry.progress(bound.name, bound.version)
+        return {
+            "data_version": bound.version,
+            "materialized_through": to_iso(progress.through) if progress and progress.through is not None else None,
+        }
+
+    def lineage(self, name: str | None = None) -> tuple[Edge, ...]:
+        """Edges by column, from source column to feature to service; of one definition or of all."""
+        return lineage(self.catalog, name)
+
+    def teardown(self) -> None:
+        """Drop this project's tables, keys, offline tables and records, and nobody else's."""
+        state = self.registry.load()
+        for view in {r.name for r in state.records if r.kind == FeatureView.kind} | {
+            p.view for p in self.registry.all_progress()
+        }:
+            self._drop_tables(self.registry.history(FeatureView.kind, view))
+        self.online_store.drop(MARKERS)
+        for record in state.records:
+            if record.kind == Source.kind:
+                self.offline_store.drop(push_log(record.name))
+        self.registry.drop()
+        with self._lock:
+            self._state = self._catalog = None
+            self._online = None
+
+    def _drop_tables(self, versions: Iterable[Record]) -> None:
+        """Drop the online tables and stored snapshots of a view's versions."""
+        for record in versions:
+            for name, items in record.bound.get("tables", []):
+                self.online_store.drop(Table(name, Schema(()), Schema(()), items))
+            if snapshots := record.bound.get("snapshots"):
+                self.offline_store.drop(snapshots)
+            if version := record.bound.get("version"):
+                self.registry.forget_progress(record.name, version)
+
+    def close(self) -> None:
+        """Close what was opened."""
+        for name in ("registry", "online_store"):
+            if name in self.__dict__:
+                self.__dict__.pop(name).close()
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+
+
+def _definitions(state: State) -> list[Definition]:
+    return [_BY_KIND[record.kind].model_validate(record.spec) for record in state.records]
+
+
+def _merged(before: Iterable[Definition], changes: Iterable[Definition]) -> list[Definition]:
+    """The definitions with some added or replaced."""
+    merged = {(definition.kind, definition.name): definition for definition in before}
+    return list((merged | {(definition.kind, definition.name): definition for definition in changes}).values())
+
+
+def _schema(record: Record) -> Schema:
+    """A source's schema, as it was at apply."""
+    return Schema(tuple(Column(name, Type.parse(type_)) for name, type_ in record.bound["columns"]))
+
+
+def _described(record: Record) -> dict[str, Any]:
+    return {
+        "kind": record.kind,
+        **record.spec,
+        "version": record.version,
+        "hash": record.hash[:12],
+        "applied_at": to_iso(record.created_at),
+        **{key: record.bound[key] for key in ("keys", "features", "columns", "request") if key in record.bound},
+    }
