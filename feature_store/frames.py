@@ -199,7 +199,7 @@ def _first_misfit(values: pa.ChunkedArray, type_: Type) -> tuple[int | None, Any
         try:
             _cast(values.slice(low, middle - low), type_)
             low = middle
-        except Exception:  # noqa: BLE001 - any failure only says on which side the misfit lies
+        except Exception:
             high = middle
     return low, values[low].as_py()
 

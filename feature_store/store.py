@@ -28,7 +28,6 @@ from feature_store.definitions.lineage import Edge, lineage
 from feature_store.definitions.tables import MARKERS, tables_of
 from feature_store.errors import Location, NotFoundError, SettingsError, nearest
 from feature_store.expressions.instants import instant, to_iso
-from feature_store.expressions.relations import Rows
 from feature_store.materialization.batch import Materializer, Report
 from feature_store.materialization.push import Destination, Pusher, push_log
 from feature_store.plugins import open_online_store
@@ -138,7 +137,8 @@ class FeatureStore:
         place = "local" if name == "local" else self.settings.engines.get(name, "local")
         if place not in ("local", "embedded"):
             raise SettingsError(
-                f'engine "{name}" at "{place}" is not supported by this release', hint=f"Write engines: {{{name}: local}}"
+                f'engine "{name}" at "{place}" is not supported by this release',
+                hint=f"Write engines: {{{name}: local}}",
             )
         with self._lock:
             if "local" not in self._engines:
@@ -200,9 +200,7 @@ class FeatureStore:
         else:
             after = _merged(_definitions(state), definitions) if partial else list(definitions)
         catalog = self._bind(after, self._engine().schema, locations)
-        return difference(
-            before, catalog, stored=self._stored(before), serial=state.serial, warnings=warnings
-        ), catalog
+        return difference(before, catalog, stored=self._stored(before), serial=state.serial, warnings=warnings), catalog
 
     def _stored(self, catalog: Catalog) -> dict[Node, Stored]:
         """What holds data: materialized views, and sources with a push log."""
@@ -286,9 +284,7 @@ class FeatureStore:
         query = HistoricalQuery(catalog.resolve(features), full_feature_names, as_known, statuses)
         if isinstance(entity_df, str) and entity_df.lstrip()[:6].upper() in ("SELECT", "WITH"):
             entity_df = self._select(catalog, entity_df)
-        return retrieve(
-            catalog, query, entity_df, lambda view: self._engine(engine), self.offline_store
-        )
+        return retrieve(catalog, query, entity_df, lambda view: self._engine(engine), self.offline_store)
 
     def _select(self, catalog: Catalog, sql: str) -> Any:
         return self._engine().select(sql, tuple(catalog.rows.values()))
@@ -318,7 +314,9 @@ class FeatureStore:
     def list(self, kind: str | None = None) -> list[dict[str, Any]]:
         """What is applied: a dict each, with kind, name, version and the definition's own keys."""
         if kind is not None and kind not in _BY_KIND:
-            raise NotFoundError(f'there is no kind "{kind}"', hint=nearest(kind, _BY_KIND) or f"Kinds: {', '.join(_BY_KIND)}")
+            raise NotFoundError(
+                f'there is no kind "{kind}"', hint=nearest(kind, _BY_KIND) or f"Kinds: {', '.join(_BY_KIND)}"
+            )
         records = self.registry.load().records
         return [_described(record) for record in records if kind in (None, record.kind)]
 
@@ -328,7 +326,9 @@ class FeatureStore:
         for record in records:
             if record.name == name:
                 return _described(record) | self._progress_of(record)
-        raise NotFoundError(f'nothing is called "{name}"', hint=nearest(name, [r.name for r in records]) or "See: fs list")
+        raise NotFoundError(
+            f'nothing is called "{name}"', hint=nearest(name, [r.name for r in records]) or "See: fs list"
+        )
 
     def _progress_of(self, record: Record) -> dict[str, Any]:
         bound = self.catalog.views.get(record.name) if record.kind == FeatureView.kind else None

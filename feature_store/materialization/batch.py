@@ -36,12 +36,14 @@ from feature_store.materialization.steps import (
     steps_between,
     steps_until,
 )
-from feature_store.registry.registry import Progress, Registry
+from feature_store.registry.records import Progress
+from feature_store.registry.registry import Registry
 from feature_store.storage.offline import OfflineStore
 from feature_store.storage.online import CREATED, EVENT_TIME, ITEM, OnlineStore, Row, Table
 
 Report = Callable[[str, int, int, int], None]
 """Called with (view, steps done, steps in all, rows written so far)."""
+
 
 class Materializer:
     """Brings views' online values up to an instant."""
@@ -64,9 +66,7 @@ class Materializer:
         past = Past(progress.through, progress.inputs, frozenset(progress.snapshots))
         return self._run(bound, engine, steps_until(bound, end, past, inputs), end, inputs)
 
-    def _run(
-        self, bound: BoundView, engine: Engine, steps: tuple[Step, ...], end: int, inputs: dict[str, str]
-    ) -> int:
+    def _run(self, bound: BoundView, engine: Engine, steps: tuple[Step, ...], end: int, inputs: dict[str, str]) -> int:
         finished = self._finished(bound, inputs)
         rows = 0
         self._report(bound.name, 0, len(steps), rows)
@@ -214,4 +214,3 @@ def _stamp(rows: pa.Table, at: int, generation: int) -> pa.Table:
 
 def _not_empty(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
     return (batch for batch in reader if batch.num_rows)
-

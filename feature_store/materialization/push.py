@@ -110,13 +110,15 @@ class Pusher:
         out[EVENT_TIME] = rows[names[0]].cast(pa.int64())
         out[CREATED] = pc.fill_null(rows[names[1]].cast(pa.int64()), NO_CREATED)
         self._write(latest_table(bound), pa.table(out))
-        return rows.num_rows
+        return int(rows.num_rows)
 
     def _push_view(self, name: str, data: Any, to: Destination) -> int:
         if name not in self._catalog.views and name not in self._catalog.on_demand:
             known = [*self._catalog.sources, *self._catalog.views]
             raise NotFoundError(
-                f'no source or feature view "{name}"', code="SOURCE_NOT_FOUND", hint=nearest(name, known) or "See: fs list"
+                f'no source or feature view "{name}"',
+                code="SOURCE_NOT_FOUND",
+                hint=nearest(name, known) or "See: fs list",
             )
         bound = self._view(name)
         if to is not Destination.ONLINE:
@@ -251,7 +253,10 @@ def _micros(column: pa.ChunkedArray) -> list[int]:
 def _renamed(table: pa.Table, names: Mapping[str, str]) -> pa.Table:
     """Feast's names for the time columns stand for the source's, where the table does not have those."""
     return table.rename_columns(
-        [names[name] if name in names and names[name] not in table.column_names else name for name in table.column_names]
+        [
+            names[name] if name in names and names[name] not in table.column_names else name
+            for name in table.column_names
+        ]
     )
 
 

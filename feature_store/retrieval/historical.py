@@ -1,10 +1,10 @@
 """Historical retrieval: for each row of an entity table, the values that could be seen at its time.
 
-    1. the entity table in Arrow, `event_timestamp` as an instant, join keys in their types
-    2. per view: the row found (`Engine.as_of`, or the stored snapshots of a scheduled query)
-    3. statuses, then defaults
-    4. on-demand features, over the features (defaults filled in) and the request columns
-    5. every input row in its order, with all its columns, and the features behind them
+1. the entity table in Arrow, `event_timestamp` as an instant, join keys in their types
+2. per view: the row found (`Engine.as_of`, or the stored snapshots of a scheduled query)
+3. statuses, then defaults
+4. on-demand features, over the features (defaults filled in) and the request columns
+5. every input row in its order, with all its columns, and the features behind them
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -92,9 +91,7 @@ def retrieve(
 
 
 class _Retrieval:
-    def __init__(
-        self, catalog: Catalog, query: HistoricalQuery, engine_of: EngineOf, offline: OfflineStore
-    ) -> None:
+    def __init__(self, catalog: Catalog, query: HistoricalQuery, engine_of: EngineOf, offline: OfflineStore) -> None:
         self._catalog = catalog
         self._query = query
         self._engine_of = engine_of
@@ -148,13 +145,17 @@ class _Retrieval:
         columns = {ref.feature: self._values[ref] for ref in bound.needs}
         columns |= {column.name: _request(bound, column, entities) for column in bound.request}
         columns = columns or {"__rows": pa.nulls(entities.num_rows)}
-        computed = self._engine_of(None).compute(pa.table(columns), {f"__out_{f.name}": f.scalar for f in bound.features})
+        computed = self._engine_of(None).compute(
+            pa.table(columns), {f"__out_{f.name}": f.scalar for f in bound.features}
+        )
         for feature in bound.features:
             ref, values = FeatureRef(bound.name, feature.name), computed[f"__out_{feature.name}"]
             missing = pc.is_null(values)
             self._statuses[ref] = np.where(missing.to_numpy(), Status.NULL_VALUE, Status.PRESENT).astype(np.int8)
             default = bound.defaults.get(feature.name)
-            self._values[ref] = values if default is None else pc.if_else(missing, _scalar(default, feature.type), values)
+            self._values[ref] = (
+                values if default is None else pc.if_else(missing, _scalar(default, feature.type), values)
+            )
 
     def _assemble(self, entities: pa.Table) -> pa.Table:
         table = entities
@@ -184,7 +185,7 @@ def _times(entities: pa.Table) -> pa.Array:
         raise InvalidInputError(f'the entity rows\' column "{TIME_COLUMN}" does not hold times: {error}') from None
     if instants.null_count:
         row = pc.index(pc.is_null(instants), True).as_py()
-        raise InvalidInputError(f'row {row} of the entity rows has no {TIME_COLUMN}')
+        raise InvalidInputError(f"row {row} of the entity rows has no {TIME_COLUMN}")
     return instants.cast(pa.int64()).combine_chunks()
 
 
@@ -246,5 +247,3 @@ def _scalar(value: Any, type_: Type | None) -> pa.Scalar:
     if value is not None and type_ in (TIMESTAMP, DATE):
         return pa.scalar(value, pa.int64() if type_ == TIMESTAMP else pa.int32()).cast(type_.arrow)
     return pa.scalar(value, type_.arrow)
-
-
