@@ -25,10 +25,10 @@ _INTEGER_BITS = {"INT32": 31, "INT64": 63}
 def raw_default(value: Any, type_: Type) -> Any:
     """The raw row value of a plain or Python value; `DefinitionError` if the type does not hold it."""
     try:
-        return _READERS[type_.kind](value, type)
+        return _READERS[type_.kind](value, type_)
     except (ValueError, ArithmeticError, InvalidInputError):
         raise DefinitionError(
-            f"default {value!r} is not {_article(str(what))} {type}", hint=_HINTS.get(type_.kind)
+            f"default {value!r} is not {_article(type_)} {type_}", hint=_HINTS.get(type_.kind)
         ) from None
 
 

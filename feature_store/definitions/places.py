@@ -22,9 +22,6 @@ class Place(Location):
         """Where a part stands, or the nearest thing around it that is written down."""
         return Location(self.file, self.line_of(path) if self.line_of else self.line)
 
-    def __str__(self) -> str:
-        return Location.__str__(self)
-
 
 Locations = Mapping[tuple[str, str], Location]
 """Where each definition stands, by (kind, name)."""
