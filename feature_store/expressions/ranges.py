@@ -134,7 +134,7 @@ def _between(values: Ints, lo: Ints, hi: Ints) -> Ints:
 
 
 def sum_wide(words: NDArray[np.uint64], lo: Ints, hi: Ints, limit: int) -> NDArray[np.uint64] | None:
-    """The exact sums of 128-bit integers, rows of (low, high) 64-bit words; None if one is not below `limit` in size."""
+    """The exact sums of 128-bit integers, rows of (low, high) words; None if one is not below `limit` in size."""
     low, high = words[:, 0], words[:, 1]
     limbs = [low & _LOW, low >> _WORD, high & _LOW]
     sums = [_between(limb.astype(np.int64), lo, hi) for limb in limbs]
@@ -176,20 +176,21 @@ def count_below(values: Ints, lo: Ints, hi: Ints, limits: Ints) -> Ints:
     counts = np.zeros(len(lo), np.int64)
     ranges, lo, hi = _nonempty(np.arange(len(lo)), lo, hi)
     size = np.int32 if len(values) < 2**31 - 1 else np.int64
-    values, lo, hi, limits = (array.astype(size) for array in (values, lo, hi, limits[ranges]))
+    left, right, below, level = (array.astype(size) for array in (lo, hi, limits[ranges], values))
     zeros_before = np.zeros(len(values) + 1, size)
     for bit in reversed(range((len(values) + 1).bit_length())):
-        ones = values & size(1 << bit) != 0
+        ones = level & size(1 << bit) != 0
         np.cumsum(~ones, out=zeros_before[1:])
-        zeros, lo_zeros, hi_zeros = zeros_before[-1], zeros_before[lo], zeros_before[hi]
-        up = limits & size(1 << bit) != 0
-        counts[ranges[up]] += (hi_zeros - lo_zeros)[up]
-        lo, hi = np.where(up, zeros + lo - lo_zeros, lo_zeros), np.where(up, zeros + hi - hi_zeros, hi_zeros)
-        keep = lo < hi
-        ranges, lo, hi, limits = ranges[keep], lo[keep], hi[keep], limits[keep]
+        zeros, left_zeros, right_zeros = zeros_before[-1], zeros_before[left], zeros_before[right]
+        up = below & size(1 << bit) != 0
+        counts[ranges[up]] += (right_zeros - left_zeros)[up]
+        left = np.where(up, zeros + left - left_zeros, left_zeros)
+        right = np.where(up, zeros + right - right_zeros, right_zeros)
+        keep = left < right
+        ranges, left, right, below = ranges[keep], left[keep], right[keep], below[keep]
         if not len(ranges):
             break
-        values = np.concatenate((values[~ones], values[ones]))
+        level = np.concatenate((level[~ones], level[ones]))
     return counts
 
 

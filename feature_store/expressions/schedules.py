@@ -58,8 +58,8 @@ def boundary_array(schedule: Schedule, at: NDArray[np.int64]) -> NDArray[np.int6
     known: set[int] = set()
     for day in days.tolist():
         known.update(_of_utc_day(schedule, day))
-    known_array = np.fromiter(sorted(known), np.int64, len(known))
-    return known_array[np.searchsorted(known_array, at, side="right") - 1]
+    ordered: NDArray[np.int64] = np.fromiter(sorted(known), np.int64, len(known))
+    return ordered[np.searchsorted(ordered, at, side="right") - 1]
 
 
 def valid_from(query: ScheduledQuery, day: date) -> int:
