@@ -50,4 +50,7 @@ class Engine(Protocol):
     def compute(self, table: pa.Table, columns: Mapping[str, Scalar]) -> pa.Table:
         """`table` with computed columns appended, row by row in order."""
 
+    def select(self, sql: str, sources: Collection[Rows]) -> pa.Table:
+        """The rows of a SELECT in Spark SQL over sources by name, such as an entity table."""
+
     def close(self) -> None: ...

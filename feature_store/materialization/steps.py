@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from feature_store.definitions.catalog import BoundView
 from feature_store.definitions.tables import is_snapshot
@@ -136,4 +137,4 @@ def chunks(start: int, end: int) -> list[tuple[int, int]]:
     """[start, end] in pieces of at least 30 days, at most 16 of them, so that a killed run resumes near its end."""
     length = max(SHORTEST_CHUNK, -(-(end - start) // MOST_CHUNKS))
     edges = [*range(start, end, length), end] if end > start else [start, end]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
