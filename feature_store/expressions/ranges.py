@@ -175,8 +175,11 @@ def count_below(values: Ints, lo: Ints, hi: Ints, limits: Ints) -> Ints:
     """
     counts = np.zeros(len(lo), np.int64)
     ranges, lo, hi = _nonempty(np.arange(len(lo)), lo, hi)
-    size = np.int32 if len(values) < 2**31 - 1 else np.int64
-    left, right, below, level = (array.astype(size) for array in (lo, hi, limits[ranges], values))
+    size: Any = np.int32 if len(values) < 2**31 - 1 else np.int64
+    level: Array = values.astype(size)
+    left: Array = lo.astype(size)
+    right: Array = hi.astype(size)
+    below: Array = limits[ranges].astype(size)
     zeros_before = np.zeros(len(values) + 1, size)
     for bit in reversed(range((len(values) + 1).bit_length())):
         ones = level & size(1 << bit) != 0

@@ -59,7 +59,8 @@ def boundary_array(schedule: Schedule, at: NDArray[np.int64]) -> NDArray[np.int6
     for day in days.tolist():
         known.update(_of_utc_day(schedule, day))
     ordered: NDArray[np.int64] = np.fromiter(sorted(known), np.int64, len(known))
-    return ordered[np.searchsorted(ordered, at, side="right") - 1]
+    last: NDArray[np.int64] = ordered[np.searchsorted(ordered, at, side="right") - 1]
+    return last
 
 
 def valid_from(query: ScheduledQuery, day: date) -> int:
