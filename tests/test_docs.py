@@ -1,0 +1,227 @@
+"""README and docs are true: their examples run, their tables name the keys there are, their pictures are as drawn.
+
+A fenced block whose info string ends in `run` (```python run, ```bash run) is run, in order, a page in a folder of its
+own: the pages of docs/ in an applied and materialized copy of the ads repository, README in an empty folder. A block
+marked `serve` is started beside the others and lives to the end of the page.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from feature_store import definitions
+from feature_store.definitions.source import SourceColumn
+from feature_store.settings import Limits, Settings
+from feature_store.templates import create
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PORT = 6566
+_BLOCK = re.compile(r"^```(\w+) (run|serve)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    how: str
+    code: str
+    line: int
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    return [Block(m[1], m[2], m[3], text[: m.start()].count("\n") + 2) for m in _BLOCK.finditer(text)]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+class Reader:
+    """Somebody who types what a page says, in one shell and one Python."""
+
+    def __init__(self, page: Path, folder: Path, home: Path) -> None:
+        self.page = page
+        self.folder = folder
+        self.home = home
+        self.port = free_port()
+        self.names: dict[str, Any] = {}
+        self.servers: list[subprocess.Popen[bytes]] = []
+        self.environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def read(self) -> None:
+        for block in blocks(self.page):
+            code = block.code.replace(f"--port {PORT}", f"--port {self.port}").replace(f":{PORT}", f":{self.port}")
+            if block.how == "serve":
+                self.serve(code)
+            elif block.language == "bash":
+                self.bash(code, block.line)
+            else:
+                self.python(code, block.line)
+
+    def bash(self, code: str, line: int) -> None:
+        where = self.home / "pwd"
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", f"{code}\npwd > {where}"],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, f"{self.page.name}:{line}\n{done.stdout}\n{done.stderr}"
+        self.folder = Path(where.read_text().strip())
+
+    def python(self, code: str, line: int) -> None:
+        before = Path.cwd()
+        os.chdir(self.folder)
+        try:
+            exec(compile("\n" * (line - 1) + code, str(self.page), "exec"), self.names)
+        finally:
+            os.chdir(before)
+
+    def serve(self, code: str) -> None:
+        log = (self.home / "server.log").open("wb")
+        command = ["bash", "-c", f"exec {code.strip()}"]
+        self.servers.append(
+            subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT)
+        )
+        until = time.monotonic() + 30
+        while time.monotonic() < until and self.servers[-1].poll() is None:
+            try:
+                urllib.request.urlopen(f"http://localhost:{self.port}/health", timeout=5).close()
+                return
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.1)
+        pytest.fail(f"the server of {self.page.name} did not answer:\n{(self.home / 'server.log').read_text()}")
+
+    def close(self) -> None:
+        for server in self.servers:
+            server.terminate()
+            server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def ads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return create(tmp_path_factory.mktemp("docs") / "ads", "ads", events=2_000)
+
+
+@pytest.fixture
+def reader(request: pytest.FixtureRequest, ads: Path, tmp_path: Path) -> Iterator[Reader]:
+    page: Path = request.param
+    folder = tmp_path / "work"
+    if page.name == "README.md":
+        folder.mkdir()
+    else:
+        shutil.copytree(ads, folder)
+        prepare(folder)
+    reader = Reader(page, folder, tmp_path)
+    yield reader
+    reader.close()
+
+
+def prepare(repo: Path) -> None:
+    from datetime import UTC, datetime
+
+    from feature_store import FeatureStore
+
+    store = FeatureStore(repo)
+    store.apply()
+    store.materialize_incremental(datetime.now(UTC))
+    store.close()
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("reader", [p for p in PAGES if blocks(p)], ids=lambda p: p.name, indirect=True)
+def test_the_examples_of_a_page_run(reader: Reader) -> None:
+    reader.read()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in _LINK.findall(page.read_text(encoding="utf-8")):
+        assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+KEYS: dict[str, tuple[type[BaseModel], type[BaseModel] | None]] = {
+    "Definitions": (definitions.Definition, None),
+    "entity": (definitions.Entity, definitions.Definition),
+    "source": (definitions.Source, definitions.Definition),
+    "source/columns": (SourceColumn, None),
+    "source/stream": (definitions.Stream, None),
+    "source/kafka": (definitions.Kafka, None),
+    "feature_view": (definitions.FeatureView, definitions.Definition),
+    "feature_view/features": (definitions.Field, None),
+    "feature_view/aggregations": (definitions.Aggregation, None),
+    "feature_view/storage": (definitions.Storage, None),
+    "on_demand_feature_view": (definitions.OnDemandFeatureView, definitions.Definition),
+    "on_demand_feature_view/inputs": (definitions.RequestInput, None),
+    "feature_service": (definitions.FeatureService, definitions.Definition),
+    "feature_service/logging": (definitions.Logging, None),
+    "feature_store.yaml": (Settings, None),
+    "feature_store.yaml/limits": (Limits, None),
+}
+
+
+def documented_keys() -> dict[str, list[str]]:
+    """The first column of each table of definitions.md that starts with `key`, by heading."""
+    tables: dict[str, list[str]] = {}
+    section = heading = ""
+    inside = False
+    for line in (ROOT / "docs/definitions.md").read_text(encoding="utf-8").splitlines():
+        if match := re.match(r"(#+) (.*)", line):
+            section = section if len(match[1]) == 3 else match[2]
+            heading = f"{section}/{match[2]}" if len(match[1]) == 3 else match[2]
+        inside = line.startswith("| key |") or (inside and line.startswith("|"))
+        if inside and (cell := re.match(r"\| `(\w+)` \|", line)):
+            tables.setdefault(heading, []).append(cell[1])
+    return tables
+
+
+def test_every_key_is_documented_and_every_documented_key_exists() -> None:
+    documented = documented_keys()
+    assert set(documented) == set(KEYS)
+    for heading, (model, base) in KEYS.items():
+        keys = set(model.model_fields) - set(base.model_fields if base else ())
+        assert set(documented[heading]) == keys, heading
+        assert len(documented[heading]) == len(keys), heading
+
+
+def test_the_readmes_map_of_the_house_is_true() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    house = re.search(r"^## The map of the house\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)
+    assert house
+    named = {match[1] for match in re.finditer(r"^  (\w+(?:/|\.py)) ", house[1], re.MULTILINE)}
+    package = ROOT / "feature_store"
+    there = {f"{path.name}/" for path in package.iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    there |= {path.name for path in package.glob("*.py") if path.name != "__init__.py"}
+    assert named == there
+
+
+def test_the_pictures_are_as_drawn() -> None:
+    spec = importlib.util.spec_from_file_location("pictures", ROOT / "docs/pictures.py")
+    assert spec and spec.loader
+    pictures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pictures)
+    assert {path.stem for path in (ROOT / "docs/pictures").glob("*.svg")} == set(pictures.PICTURES)
+    for name, draw in pictures.PICTURES.items():
+        assert (ROOT / f"docs/pictures/{name}.svg").read_text(encoding="utf-8") == draw().svg()
