@@ -1,0 +1,122 @@
+"""What a run does, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from feature_store.expressions.instants import DAY, HOUR, MINUTE
+from feature_store.expressions.relations import LatestRow, Rows, Schedule, ScheduledQuery, Window, Windows
+from feature_store.materialization.steps import (
+    LatestStep,
+    Past,
+    SnapshotStep,
+    TileStep,
+    changed_inputs,
+    chunks,
+    newest_boundary,
+    steps_between,
+    steps_until,
+)
+from feature_store.types import INT64, Schema
+
+ROWS = Rows("events", Schema.of(user_id=INT64), path="/events", timestamp="at")
+KEYS = Schema.of(user_id=INT64)
+T = 20_000 * DAY + 5 * HOUR
+
+
+@dataclass(frozen=True)
+class View:
+    """As much of a bound view as planning reads."""
+
+    relation: Any
+
+
+def windows(schedule: Schedule | None) -> Any:
+    hour = Window("c1h", "count", INT64, HOUR, 5 * MINUTE)
+    week = Window("c7d", "count", INT64, 7 * DAY, HOUR)
+    return View(Windows(ROWS, KEYS, (hour, week), schedule))
+
+
+def latest(ttl: int | None = None) -> Any:
+    return View(LatestRow(ROWS, KEYS, (), ttl))
+
+
+def query(delay: int = 0) -> Any:
+    return View(ScheduledQuery("SELECT 1", (ROWS,), KEYS, (), Schedule("daily"), delay))
+
+
+def test_an_explicit_run_covers_its_range_in_adjoining_chunks() -> None:
+    steps = steps_between(latest(), T, T + 400 * DAY)
+    assert steps[0] == LatestStep(T, T + 30 * DAY)
+    assert steps[-1].until == T + 400 * DAY
+    assert all(a.until == b.start for a, b in zip(steps, steps[1:], strict=False))
+
+
+@pytest.mark.parametrize("days", [0, 1, 29, 30, 31, 10_000])
+def test_chunks_are_few_and_cover_everything(days: int) -> None:
+    found = chunks(T, T + days * DAY)
+    assert found[0][0] == T
+    assert found[-1][1] == T + days * DAY
+    assert 1 <= len(found) <= 17
+
+
+def test_tiles_that_no_window_can_reach_are_not_computed() -> None:
+    hour, week = steps_between(windows(None), 0, T)
+    assert hour == TileStep(5 * MINUTE, T - HOUR, T, T - HOUR)
+    assert week == TileStep(HOUR, T - 7 * DAY, T, T - 7 * DAY)
+
+
+def test_the_first_incremental_run_looks_back_as_far_as_the_ttl() -> None:
+    assert steps_until(latest(ttl=DAY), T, Past(), {"a": "1"}) == (LatestStep(T - DAY, T),)
+    assert steps_until(latest(), T, Past(), {"a": "1"}) == (LatestStep(None, T),)
+
+
+def test_an_incremental_run_loads_new_time_and_the_keys_of_changed_inputs() -> None:
+    past = Past(T, {"a": "1", "b": "1"})
+    steps = steps_until(latest(), T + DAY, past, {"a": "1", "b": "2", "c": "1"})
+    assert steps == (LatestStep(T, T + DAY), LatestStep(None, T + DAY, frozenset({"b", "c"})))
+    assert steps_until(latest(), T, past, {"a": "1", "b": "1"}) == ()
+
+
+def test_late_rows_without_new_time_are_loaded_too() -> None:
+    past = Past(T, {"a": "1"})
+    steps = steps_until(windows(None), T, past, {"a": "1", "late": "1"})
+    assert TileStep(HOUR, T - 7 * DAY, T, T - 7 * DAY, frozenset({"late"})) in steps
+
+
+def test_only_the_newest_window_snapshot_is_taken() -> None:
+    day = T - 5 * HOUR
+    assert steps_between(windows(Schedule("daily")), 0, T) == (SnapshotStep(day, publish=True),)
+    taken = Past(T, {"a": "1"})
+    assert steps_until(windows(Schedule("daily")), T + HOUR, taken, {"a": "1"}) == ()
+    assert steps_until(windows(Schedule("daily")), T + HOUR, taken, {"a": "2"}) == (SnapshotStep(day, publish=True),)
+
+
+def test_every_snapshot_of_a_query_is_kept_and_the_newest_published() -> None:
+    day = T - 5 * HOUR
+    steps = steps_between(query(), T - 2 * DAY, T)
+    assert steps == (SnapshotStep(day - DAY, publish=False), SnapshotStep(day, publish=True))
+
+
+def test_a_delay_moves_the_start_of_validity() -> None:
+    day = T - 5 * HOUR
+    assert newest_boundary(query(delay=6 * HOUR).relation, T) == day - DAY + 6 * HOUR
+    assert newest_boundary(query(delay=5 * HOUR).relation, T) == T
+
+
+def test_an_incremental_run_of_a_query_takes_what_is_missing() -> None:
+    day = T - 5 * HOUR
+    assert steps_until(query(), T, Past(), {}) == (SnapshotStep(day, publish=True),)
+    past = Past(T, {"a": "1"}, frozenset({day}))
+    assert steps_until(query(), T + 2 * DAY, past, {"a": "1"}) == (
+        SnapshotStep(day + DAY, publish=False),
+        SnapshotStep(day + 2 * DAY, publish=True),
+    )
+    assert steps_until(query(), T + HOUR, past, {"a": "2"}) == ()
+
+
+def test_an_input_counts_as_changed_when_new_or_different() -> None:
+    assert changed_inputs({"a": "1", "gone": "1"}, {"a": "2", "b": "1"}) == {"a", "b"}
