@@ -28,8 +28,8 @@ import pyarrow as pa
 
 from feature_store.errors import InvalidInputError, StoreUnavailableError
 from feature_store.storage.keys import slices
-from feature_store.storage.online import CREATED, EVENT_TIME, Row
-from feature_store.types import Column, Schema, Type
+from feature_store.storage.online import CREATED, EVENT_TIME, ITEM, Row, Table
+from feature_store.types import BYTES, INT64, Column, Schema, Type
 
 VERSION = 1
 STAMP = slice(1, 17)
@@ -111,6 +111,22 @@ def raw_type(type_: Type) -> pa.DataType:
 def to_arrow(values: Sequence[Any], type_: Type) -> pa.Array:
     """Row values as an Arrow array of a type."""
     return pa.array(values, raw_type(type_)).cast(type_.arrow)
+
+
+def columns_of(table: Table) -> tuple[Column, ...]:
+    """The columns that a store takes and gives for a table: keys, values, `EVENT_TIME`, `CREATED`, perhaps `ITEM`."""
+    items = (Column(ITEM, BYTES),) if table.items else ()
+    return (*table.keys, *table.values, Column(EVENT_TIME, INT64), Column(CREATED, INT64), *items)
+
+
+def items_of(rows: pa.Table) -> list[bytes]:
+    """The items of rows of a table with items."""
+    if ITEM not in rows.column_names:
+        raise InvalidInputError(f'the rows lack the column "{ITEM}"')
+    items: list[bytes] = rows.column(ITEM).to_pylist()
+    if not all(items):
+        raise InvalidInputError("an item is null or empty")
+    return items
 
 
 def to_batch(columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> pa.RecordBatch:
