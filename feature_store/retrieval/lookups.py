@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from feature_store.definitions.catalog import BoundView
 from feature_store.definitions.tables import is_snapshot, latest_table, snapshot_table, tile_table
-from feature_store.expressions.aggregates import tile_item
+from feature_store.expressions.aggregates import WindowReader, tile_item
 from feature_store.expressions.relations import LatestRow, Windows
 from feature_store.expressions.visibility import MISSING, Status, status
 from feature_store.retrieval.response import Cells
@@ -29,10 +29,17 @@ class Lookup(Protocol):
 
     `absent` is the row of a key that cannot be there, a null one."""
 
-    reads: tuple[Table, ...]
-    names: tuple[str, ...]
-    ttl: int | None
-    absent: Row | None
+    @property
+    def reads(self) -> tuple[Table, ...]: ...
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def ttl(self) -> int | None: ...
+
+    @property
+    def absent(self) -> Row | None: ...
 
     def rows(self, answers: Answers, marker: Row | None, now: int) -> Sequence[Row | None]: ...
 
@@ -77,16 +84,14 @@ class WindowLookup:
     ttl: int | None = None
 
     def __init__(self, bound: BoundView, relation: Windows) -> None:
-        from feature_store.expressions.aggregates import WindowReader
-
         self._reader = WindowReader(relation.windows)
         self.reads = tuple(tile_table(bound, hop) for hop in relation.hops)
         self.names = tuple(window.name for window in relation.windows)
-        self.absent = self._reader.read(tuple({} for _ in self.reads), 0)
+        self.absent: Row | None = _over_nothing(relation)
 
     def rows(self, answers: Answers, marker: Row | None, now: int) -> Sequence[Row | None]:
         read = self._reader.read
-        return [read(items, now) for items in zip(*answers, strict=True)]
+        return [read(items, now) for items in zip(*answers, strict=True)]  # type: ignore[misc]
 
 
 def lookup(bound: BoundView) -> Lookup:
@@ -103,7 +108,12 @@ def _nothing(bound: BoundView) -> Row | None:
     """What a snapshot says of a key that it lacks: the windows over no events; nothing for a query."""
     if not isinstance(bound.relation, Windows):
         return None
-    return Row(0, 0, tuple(0 if window.function == "count" else None for window in bound.relation.windows))
+    return _over_nothing(bound.relation)
+
+
+def _over_nothing(relation: Windows) -> Row:
+    """The windows over no events; their event time is 0."""
+    return Row(*WindowReader(relation.windows).read([{} for _ in relation.hops], 0))
 
 
 def _newest(items: Mapping[bytes, Row], now: int) -> Row | None:

@@ -225,9 +225,13 @@ class OnlineFeatures:
 
     def plan(self, features: Features, full_feature_names: bool = False) -> OnlinePlan:
         """The compiled plan of a service or a list of references."""
-        key = (features if isinstance(features, str) else _hashable(features), full_feature_names)
-        plan = self._plans.get(key)
+        key = (tuple(features) if type(features) is list else features, full_feature_names)
+        try:
+            plan = self._plans.get(key)
+        except TypeError:
+            plan = None
         if plan is None:
+            _check_features(features)
             plan = OnlinePlan(self.catalog, features, full_feature_names)
             if len(self._plans) >= MOST_PLANS:
                 self._plans.clear()
@@ -291,19 +295,17 @@ def entity_columns(rows: Any) -> EntityColumns:
 _ABSENT: Any = object()
 
 
-def _hashable(features: Features) -> Any:
-    """A key of the features asked for; `InvalidInputError` where they are no list of references."""
-    if isinstance(features, FeatureService):
-        return ("service", features.features)
+def _check_features(features: Features) -> None:
+    """`InvalidInputError` where they are neither a service nor a list of references."""
+    if isinstance(features, (str, FeatureService)):
+        return
     if not isinstance(features, (list, tuple)):
         raise InvalidInputError(f"features are a service's name or a list of references, not {features!r}")
-    key = tuple(features)
-    for item in key:
+    for item in features:
         if not isinstance(item, (str, FeatureRef, Definition)):
             raise InvalidInputError(
                 f"{item!r} is not a feature reference", hint='Write for example "user_stats:clicks"'
             )
-    return key
 
 
 def _output_names(refs: Sequence[FeatureRef], full: bool) -> tuple[str, ...]:

@@ -236,7 +236,7 @@ def _json_value(type_: Type, iso: bool) -> Callable[[Any], Any] | None:
         return _json_float
     if type_.kind == "TIMESTAMP":
         return _iso if iso else lambda micros: micros // SECOND
-    return {"BYTES": _json_bytes, "DATE": _json_date, "DECIMAL": _json_decimal}.get(type_.kind)
+    return _TO_JSON.get(type_.kind)
 
 
 def _iso(micros: int) -> str | None:
@@ -256,3 +256,6 @@ def _json_date(days: int) -> str:
 
 def _json_decimal(value: Decimal) -> str:
     return format(value, "f")
+
+
+_TO_JSON: dict[str, Callable[[Any], Any]] = {"BYTES": _json_bytes, "DATE": _json_date, "DECIMAL": _json_decimal}

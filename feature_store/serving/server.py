@@ -1,0 +1,77 @@
+"""Runs the service: one process, or several that share a port and their metrics."""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from feature_store.serving.app import Service, create_app
+from feature_store.serving.exchange import AccessLog
+from feature_store.store import FeatureStore
+
+_REPO, _SETTINGS = "FEATURE_STORE_SERVE_REPO", "FEATURE_STORE_SERVE_SETTINGS"
+_METRICS, _LOG = "FEATURE_STORE_SERVE_METRICS", "FEATURE_STORE_SERVE_ACCESS_LOG"
+_GRACE = 10
+_GC_THRESHOLDS = (50_000, 20, 100)
+
+
+def serve(
+    repo_path: Path, settings_file: Path | None, host: str, port: int, workers: int, access_log: bool = True
+) -> None:
+    """Serve until SIGINT or SIGTERM. A wrong repository fails here, before any worker starts."""
+    FeatureStore(repo_path, settings_file).settings  # noqa: B018 - raises SettingsError
+    with tempfile.TemporaryDirectory(prefix="feature-store-metrics-") as folder:
+        os.environ |= {
+            _REPO: str(repo_path.absolute()),
+            _SETTINGS: str(settings_file.absolute()) if settings_file else "",
+            _METRICS: folder,
+            _LOG: "1" if access_log else "",
+        }
+        uvicorn.run(
+            "feature_store.serving.server:worker",
+            factory=True,
+            host=host,
+            port=port,
+            workers=workers,
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=_GRACE,
+        )
+
+
+def worker() -> Service:
+    """The application of one worker process, which has the process to itself."""
+    settings = os.environ[_SETTINGS]
+    store = FeatureStore(os.environ[_REPO], settings or None)
+    log = AccessLog() if os.environ[_LOG] else AccessLog(open(os.devnull, "wb"))  # noqa: SIM115 - lives with the process
+    app = create_app(store, Path(os.environ[_METRICS]), log)
+    app.router.lifespan_context = _settled(app, app.router.lifespan_context)
+    return app
+
+
+def _settled(app: Service, lifespan: Any) -> Any:
+    """The lifespan of an application that owns its process: garbage collection made rare once everything is loaded.
+
+    What exists after start-up lives on and need not be looked at again; answers are freed by reference counts, so
+    collections are needed seldom, and are what makes slow requests slow.
+    """
+
+    @asynccontextmanager
+    async def settled(asgi_app: Any) -> AsyncIterator[Any]:
+        async with lifespan(asgi_app) as state:
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(*_GC_THRESHOLDS)
+            yield state
+        app.store.close()
+
+    return settled
