@@ -26,6 +26,7 @@ import pytest
 from pydantic import BaseModel
 
 from feature_store import definitions
+from feature_store.definitions.feature import Compute, Feature
 from feature_store.definitions.source import SourceColumn
 from feature_store.settings import Limits, Settings
 from feature_store.templates import create
@@ -177,6 +178,8 @@ KEYS: dict[str, tuple[type[BaseModel], type[BaseModel] | None]] = {
     "on_demand_feature_view/inputs": (definitions.RequestInput, None),
     "feature_service": (definitions.FeatureService, definitions.Definition),
     "feature_service/logging": (definitions.Logging, None),
+    "feature": (Feature, definitions.Definition),
+    "feature/compute": (Compute, None),
     "feature_store.yaml": (Settings, None),
     "feature_store.yaml/limits": (Limits, None),
 }
