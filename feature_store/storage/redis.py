@@ -316,7 +316,7 @@ class _Cluster:
             except (redis.ConnectionError, redis.exceptions.ClusterError, redis.exceptions.MovedError):
                 self.close()
                 return talk(self._connected())
-        except (redis.RedisError, OSError) as error:
+        except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
             raise _unavailable(error, self._where) from error
 
     def _connected(self) -> ClusterClient:
