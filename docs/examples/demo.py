@@ -142,9 +142,10 @@ def materialize(demo: Demo) -> None:
 
 
 def a_click(demo: Demo) -> dict[str, Any]:
-    """A labelled impression that was clicked: somebody with a history."""
-    labelled = pq.read_table(demo.folder / "data/impressions_labelled.parquet").to_pylist()
-    return next(row for row in reversed(labelled) if row["clicked"])
+    """A click of yesterday: somebody with a history."""
+    yesterday = sorted((demo.folder / "data/dwd_ad_click").iterdir())[-2]
+    rows: list[dict[str, Any]] = pq.ParquetFile(next(yesterday.glob("*.parquet"))).read().to_pylist()
+    return rows[-1]
 
 
 def read(demo: Demo, user: int, ad: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import pytest
 
 from feature_store.errors import UsageError
 from feature_store.expressions.instants import instant
+from feature_store.repository import Repository
 from feature_store.templates import TEMPLATES, create
 
 ROOT = Path(__file__).parents[2]
@@ -34,3 +35,12 @@ def test_an_unknown_template_and_a_full_folder_are_refused(tmp_path: Path) -> No
     with pytest.raises(UsageError, match="not empty"):
         create(tmp_path, "minimal")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("template", sorted(TEMPLATES))
+def test_a_template_holds_valid_definitions(template: str, tmp_path: Path) -> None:
+    repository = Repository(create(tmp_path / "repo", template, events=1_000))
+    names = {definition.name for definition in repository.definitions}
+    assert repository.settings.project == template
+    assert names >= ({"user_profile", "user_click_cnt_7d", "ad_history", "ctr_v1"} if template == "ads" else {"users"})
+    assert len(repository.warnings) == (2 if template == "ads" else 0)  # the aliases that the short form names

@@ -35,7 +35,6 @@ impressions = Source(
     stream={"push": True},
 )
 
-# What does not change with time has no timestamp.
 items = Source(
     name="items",
     path=str(folder / f"{log}_items.csv"),
@@ -48,16 +47,18 @@ items = Source(
     ],
 )
 
+# The items have no time: a daily query takes them as they are.
 item_profile = FeatureView(
     name="item_profile",
     entities=[item],
-    source=items,
+    sql="SELECT item_id, item_feature_0, item_feature_1, item_feature_2, item_feature_3 FROM items",
     features=[
         Field(name="item_feature_0", type="FLOAT64"),
         Field(name="item_feature_1", type="STRING"),
         Field(name="item_feature_2", type="STRING"),
         Field(name="item_feature_3", type="STRING"),
     ],
+    schedule="daily",
 )
 
 item_stats = FeatureView(
