@@ -25,7 +25,7 @@ class _Spelling:
 
 _SPELLINGS: dict[str, _Spelling] = {
     "INT32": _Spelling(pa.int32(), "INTEGER", "INT", ("SMALLINT", "TINYINT", "INT16", "INT8")),
-    "INT64": _Spelling(pa.int64(), "BIGINT", "BIGINT", ("INT", "INTEGER", "LONG")),
+    "INT64": _Spelling(pa.int64(), "BIGINT", "BIGINT", ("INT", "INTEGER", "BIGINT", "LONG")),
     "FLOAT32": _Spelling(pa.float32(), "FLOAT", "FLOAT", ("FLOAT", "REAL")),
     "FLOAT64": _Spelling(pa.float64(), "DOUBLE", "DOUBLE", ("DOUBLE",)),
     "STRING": _Spelling(pa.string(), "VARCHAR", "STRING", ("VARCHAR", "TEXT", "CHAR")),

@@ -3,86 +3,512 @@
     bind(text, schema) -> Scalar        names and types settled, or ExpressionError
     to_sql(scalar, dialect)             SQL of an engine, every identifier quoted
     compile_rows(scalar, names)         a Python function over columns of raw row values
+    compile_all(scalars, names)         the same for several at once
+
+What operators there are and what they mean is the table in `operators`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import re
+from collections.abc import Sequence
 from typing import Any
 
-from feature_store.errors import ExpressionError, nearest
-from feature_store.types import BOOL, FLOAT64, INT64, STRING, Schema, Type
+from sqlglot import exp, parse_one
+from sqlglot.dialects.spark import Spark
+from sqlglot.errors import SqlglotError
+from sqlglot.tokens import TokenType
+
+from feature_store.errors import DefinitionError, ExpressionError, nearest
+from feature_store.expressions import row_functions
+from feature_store.expressions.operators import (
+    CAST_VIA,
+    CONVERSIONS,
+    INTERVAL,
+    NULL,
+    OPERATORS,
+    REFUSED,
+    REFUSED_CASTS,
+    Operator,
+    Parameter,
+)
+from feature_store.expressions.row_compiler import compile_all, compile_rows
+from feature_store.expressions.tree import Call, Case, Cast, Literal, Ref, Scalar
+from feature_store.types import BOOL, DATE, FLOAT64, INT64, STRING, TIMESTAMP, Schema, Type, array, decimal
+
+__all__ = [
+    "Call", "Case", "Cast", "Literal", "Ref", "Scalar", "bind", "cast", "compile_all", "compile_rows", "to_sql",
+]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Scalar:
-    """An expression over the columns of one row, of a settled type. Equal by content, hashable."""
+class _Bare(Spark):
+    """Spark's grammar without sqlglot's knowledge of functions: a call stays its name and arguments. Our type names are known."""
 
-    type: Type
+    class Tokenizer(Spark.Tokenizer):
+        KEYWORDS = {  # noqa: RUF012
+            **Spark.Tokenizer.KEYWORDS,
+            "INT32": TokenType.SMALLINT,
+            "FLOAT32": TokenType.FLOAT,
+            "FLOAT64": TokenType.DOUBLE,
+            "BYTES": TokenType.BINARY,
+        }
 
-    @property
-    def children(self) -> tuple[Scalar, ...]:
-        return ()
-
-    @cached_property
-    def columns(self) -> frozenset[str]:
-        """The names of the columns it reads."""
-        return frozenset[str]().union(*(child.columns for child in self.children))
-
-
-@dataclass(frozen=True)
-class Ref(Scalar):
-    """A column by name."""
-
-    name: str
-
-    @cached_property
-    def columns(self) -> frozenset[str]:
-        return frozenset({self.name})
+    class Parser(Spark.Parser):
+        FUNCTIONS = {}  # type: ignore[var-annotated]  # noqa: RUF012
+        FUNCTION_PARSERS = {  # noqa: RUF012
+            name: parse for name, parse in Spark.Parser.FUNCTION_PARSERS.items() if name in ("CAST", "TRY_CAST")
+        }
+        NO_PAREN_FUNCTIONS = {}  # type: ignore[var-annotated]  # noqa: RUF012
 
 
-@dataclass(frozen=True)
-class Literal(Scalar):
-    """A constant, as a raw row value; None is NULL."""
-
-    value: Any
+_BINARY: dict[type[exp.Expr], str] = {
+    exp.Add: "+", exp.Sub: "-", exp.Mul: "*", exp.Div: "/", exp.IntDiv: "div", exp.Mod: "%",
+    exp.EQ: "=", exp.NEQ: "<>", exp.LT: "<", exp.LTE: "<=", exp.GT: ">", exp.GTE: ">=",
+    exp.NullSafeEQ: "<=>", exp.And: "and", exp.Or: "or", exp.Like: "like", exp.DPipe: "concat",
+}  # fmt: skip
+_REFUSED_NODES: dict[type[exp.Expr], str] = {
+    exp.Window: "window functions are not for one row. Use a feature view's aggregations, or sql",
+    exp.Query: "a scalar expression has no subqueries. Use a feature view with sql",
+    exp.Subquery: "a scalar expression has no subqueries. Use a feature view with sql",
+    exp.Alias: 'leave out "AS": the feature already has a name',
+    exp.RegexpLike: REFUSED["rlike"],
+    exp.ILike: "ILIKE folds letters differently by engine. Use lower(x) LIKE 'pattern'",
+    exp.Bracket: "x[i] counts from 0 or 1 by engine. Use element_at(x, i), which counts from 1",
+    exp.Escape: "LIKE takes no ESCAPE here. The escape character is the backslash",
+    exp.Star: "* is no value. Name a column",
+    exp.Lambda: "lambdas are not supported",
+}
+_MICROS = {"MICROSECOND": 1, "MILLISECOND": 1000, "SECOND": 1_000_000, "MINUTE": 60_000_000, "HOUR": 3_600_000_000}
+_MICROS |= {"DAY": row_functions.DAY, "WEEK": 7 * row_functions.DAY}
 
 
 def bind(text: str, schema: Schema) -> Scalar:
-    import sqlglot
-    from sqlglot import exp
+    """The typed tree of `text` over the columns of `schema`; `ExpressionError` says what is wrong and what to do."""
+    try:
+        tree = parse_one(text, read=_Bare)
+        scalar = _Binder(schema).bind(tree)
+        if scalar.type == NULL:
+            raise ExpressionError("a bare NULL has no type", hint="Write for example CAST(NULL AS INT64)")
+        if scalar.type == INTERVAL:
+            raise ExpressionError("an interval is no value of a feature", hint="Add it to a TIMESTAMP or a DATE")
+    except (SqlglotError, ValueError) as error:
+        reason = re.sub(r"\x1b\[\d+m", "", str(error)).split("\n")[0].rstrip(".")
+        raise ExpressionError(f"expression {text!r} cannot be read: {reason}") from None
+    except RecursionError:
+        raise ExpressionError("the expression is nested too deeply", hint="Split it over several features") from None
+    except ExpressionError as error:
+        raise ExpressionError(
+            f"expression {text!r}: {error.message}", location=error.location, hint=error.hint
+        ) from None
+    return scalar
 
-    tree = sqlglot.parse_one(text, read="spark")
-    if isinstance(tree, exp.Column):
-        type_ = schema.get(tree.name)
+
+class _Binder:
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+
+    def bind(self, node: exp.Expr) -> Scalar:
+        for refused, reason in _REFUSED_NODES.items():
+            if isinstance(node, refused):
+                what, _, hint = reason.partition(". ")
+                raise ExpressionError(f"{node.sql('spark')}: {what}", hint=hint or None)
+        name = _BINARY.get(type(node))
+        if name:
+            return call(name, [self.bind(node.this), self.bind(node.expression)])
+        method = getattr(self, f"_{type(node).__name__.lower()}", None)
+        if method is None:
+            raise ExpressionError(f"{node.sql('spark')} is not supported in a scalar expression")
+        scalar: Scalar = method(node)
+        return scalar
+
+    def _paren(self, node: exp.Paren) -> Scalar:
+        return self.bind(node.this)
+
+    def _column(self, node: exp.Column) -> Scalar:
+        if node.args.get("table"):
+            raise ExpressionError(f"{node.sql('spark')}: columns have no prefix here", hint=f"Write {node.name}")
+        type_ = self.schema.get(node.name)
         if type_ is None:
-            raise ExpressionError(f'no column "{tree.name}"', hint=nearest(tree.name, schema.names))
-        return Ref(type_, tree.name)
-    if isinstance(tree, exp.Literal):
-        if tree.is_string:
-            return Literal(STRING, tree.this)
-        return Literal(INT64, int(tree.this)) if tree.is_int else Literal(FLOAT64, float(tree.this))
-    if isinstance(tree, exp.Boolean):
-        return Literal(BOOL, tree.this)
-    raise ExpressionError(f'"{text}" is not supported yet')
+            if node.name.lower() in REFUSED and not node.this.quoted:
+                raise _refused(node.name)
+            hint = nearest(node.name, self.schema.names) or f"There are {', '.join(self.schema.names) or 'none'}"
+            raise ExpressionError(f'no column "{node.name}"', hint=hint)
+        return Ref(type_, node.name)
+
+    def _literal(self, node: exp.Literal) -> Scalar:
+        if node.is_string:
+            if "\0" in node.this:
+                raise ExpressionError("a text cannot hold the NUL character")
+            return Literal(STRING, node.this)
+        return _number(node.this)
+
+    def _boolean(self, node: exp.Boolean) -> Scalar:
+        return Literal(BOOL, bool(node.this))
+
+    def _null(self, node: exp.Null) -> Scalar:
+        return Literal(NULL, None)
+
+    def _neg(self, node: exp.Neg) -> Scalar:
+        if isinstance(node.this, exp.Literal) and not node.this.is_string:
+            return _number("-" + node.this.this)  # so that the least integer can be written
+        operand = self.bind(node.this)
+        if isinstance(operand, Literal) and operand.type.kind in ("INTERVAL", "FLOAT64"):
+            return Literal(operand.type, -operand.value)
+        return call("negative", [operand])
+
+    def _not(self, node: exp.Not) -> Scalar:
+        return call("not", [self.bind(node.this)])
+
+    def _is(self, node: exp.Is) -> Scalar:
+        operand = self.bind(node.this)
+        if isinstance(node.expression, exp.Null):
+            return call("isnull", [operand])
+        if isinstance(node.expression, exp.Boolean):
+            return call("<=>", [operand, self.bind(node.expression)])
+        raise ExpressionError(f"{node.sql('spark')}: IS takes NULL, TRUE or FALSE")
+
+    def _nullsafeneq(self, node: exp.NullSafeNEQ) -> Scalar:
+        return call("not", [call("<=>", [self.bind(node.this), self.bind(node.expression)])])
+
+    def _in(self, node: exp.In) -> Scalar:
+        if node.args.get("query"):
+            return self.bind(node.args["query"])  # which refuses it
+        return call("in", [self.bind(node.this), *map(self.bind, node.expressions)])
+
+    def _between(self, node: exp.Between) -> Scalar:
+        value, low, high = (self.bind(node.args[name]) for name in ("this", "low", "high"))
+        return call("and", [call(">=", [value, low]), call("<=", [value, high])])
+
+    def _if(self, node: exp.If) -> Scalar:
+        otherwise = node.args.get("false")
+        default = self.bind(otherwise) if otherwise else Literal(NULL, None)
+        return _case([(self.bind(node.this), self.bind(node.args["true"]))], default)
+
+    def _case(self, node: exp.Case) -> Scalar:
+        subject = self.bind(node.this) if node.this else None
+        branches = []
+        for branch in node.args["ifs"]:
+            when = self.bind(branch.this)
+            branches.append((call("=", [subject, when]) if subject else when, self.bind(branch.args["true"])))
+        default = node.args.get("default")
+        return _case(branches, self.bind(default) if default else Literal(NULL, None))
+
+    def _cast(self, node: exp.Cast) -> Scalar:
+        operand = self.bind(node.this)
+        if node.args.get("format"):
+            raise ExpressionError("CAST takes no FORMAT here")
+        return cast(operand, _type_of(node.to))
+
+    _trycast = _cast
+
+    def _interval(self, node: exp.Interval) -> Scalar:
+        unit = node.text("unit").upper().removesuffix("S")
+        count = node.this.this if isinstance(node.this, exp.Literal) else None
+        if unit not in _MICROS or count is None or not re.fullmatch(r"[+-]?\d+", str(count)):
+            raise ExpressionError(
+                f"{node.sql('spark')}: an interval is a whole constant number of {', '.join(_MICROS)}",
+                hint="Months and years have no fixed length",
+            )
+        return Literal(INTERVAL, int(count) * _MICROS[unit])
+
+    def _anonymous(self, node: exp.Anonymous) -> Scalar:
+        name = str(node.this).lower()
+        if name in REFUSED:
+            raise _refused(name)
+        rewrite = _REWRITES.get(name)
+        operands = [self.bind(operand) for operand in node.expressions]
+        if rewrite:
+            takes, build = rewrite
+            if len(operands) != takes:
+                raise ExpressionError(f"{name} takes {takes} arguments, not {len(operands)}")
+            return build(*operands)
+        return call(name, operands)
 
 
-def to_sql(scalar: Scalar, dialect: str = "duckdb") -> str:
-    if isinstance(scalar, Ref):
-        return '"' + scalar.name.replace('"', '""') + '"' if dialect == "duckdb" else f"`{scalar.name}`"
-    assert isinstance(scalar, Literal)
-    return "'" + scalar.value.replace("'", "''") + "'" if isinstance(scalar.value, str) else str(scalar.value)
+def _nullif(value: Scalar, other: Scalar) -> Scalar:
+    return _case([(call("=", [value, other]), Literal(NULL, None))], value)
 
 
-def compile_rows(scalar: Scalar, names: Sequence[str]) -> Callable[[Sequence[Sequence[Any]]], list[Any]]:
-    if isinstance(scalar, Ref):
-        index = list(names).index(scalar.name)
-        return lambda columns: list(columns[index])
-    assert isinstance(scalar, Literal)
-    return lambda columns: [scalar.value] * (len(columns[0]) if columns else 1)
+def _nvl2(value: Scalar, there: Scalar, missing: Scalar) -> Scalar:
+    return _case([(call("isnull", [value]), missing)], there)
+
+
+_REWRITES: dict[str, tuple[int, Any]] = {
+    "nullif": (2, _nullif),
+    "nvl2": (3, _nvl2),
+    "isnotnull": (1, lambda value: call("not", [call("isnull", [value])])),
+    "date": (1, lambda value: cast(value, DATE)),
+    "to_date": (1, lambda value: cast(value, DATE)),
+    "timestamp": (1, lambda value: cast(value, TIMESTAMP)),
+    "to_timestamp": (1, lambda value: cast(value, TIMESTAMP)),
+}
+
+
+def _refused(name: str) -> ExpressionError:
+    what, _, hint = REFUSED[name.lower()].partition(". ")
+    return ExpressionError(f"{name.lower()} cannot be used: {what}", hint=hint or None)
+
+
+def _number(text: str) -> Literal:
+    if re.fullmatch(r"-?\d+", text):
+        value = int(text)
+        if not -(2**63) <= value < 2**63:
+            raise ExpressionError(f"{text} does not fit 64 bits", hint=f"Write {text}.0 for a FLOAT64")
+        return Literal(INT64, value)
+    return Literal(FLOAT64, float(text))
+
+
+_TYPE_NAMES = {"TIMESTAMPTZ": "TIMESTAMP", "TIMESTAMPLTZ": "TIMESTAMP", "TIMESTAMPNTZ": "TIMESTAMP"}
+_TYPE_NAMES |= {"VARBINARY": "BYTES"}
+
+
+def _type_of(node: exp.DataType) -> Type:
+    text = re.sub(r"\w+", lambda match: _TYPE_NAMES.get(match[0].upper(), match[0]), node.sql())
+    try:
+        return Type.parse(text)
+    except DefinitionError as error:
+        raise ExpressionError(error.message, hint=error.hint) from None
+
+
+def call(name: str, operands: Sequence[Scalar]) -> Scalar:
+    """An operator of the table on these operands, converted where that loses nothing; `ExpressionError` if none fits."""
+    candidates = OPERATORS.get(name)
+    if not candidates:
+        hint = nearest(name, [*OPERATORS, *_REWRITES]) or "Use sql for what scalar expressions lack"
+        raise ExpressionError(f'no function "{name}"', hint=hint)
+    for operator in candidates:
+        matched = _match(operator, operands)
+        if matched:
+            _check(operator, matched[0])
+            return Call(matched[1], operator, matched[0])
+    given = ", ".join("NULL" if operand.type == NULL else str(operand.type) for operand in operands)
+    known = " or ".join(dict.fromkeys(operator.signature for operator in candidates))
+    raise ExpressionError(f"{name}({given}) is not defined", hint=f"There is {known}. Cast the operands")
+
+
+def _check(operator: Operator, operands: Sequence[Scalar]) -> None:
+    constants = [operand.value if isinstance(operand, Literal) else None for operand in operands]
+    wrong = operator.check(*constants) if operator.check else None
+    if wrong:
+        raise ExpressionError(f"{operator.name}: {wrong}")
+
+
+def _match(operator: Operator, operands: Sequence[Scalar]) -> tuple[tuple[Scalar, ...], Type] | None:
+    """The operands as the operator takes them and the type it gives, or None if it does not take them."""
+    takes = operator.takes
+    if operator.variadic and operands:
+        takes = takes + (takes[-1],) * (len(operands) - len(takes))
+    if len(takes) != len(operands):
+        return None
+    variable = _variable(takes, operands)
+    if variable is None:
+        return None
+    converted = []
+    for parameter, operand in zip(takes, operands, strict=True):
+        target = _target(parameter, variable)
+        fits = _promote(operand, target)
+        if fits is None or (parameter.constant and (not isinstance(fits, Literal) or fits.value is None)):
+            return None
+        converted.append(fits)
+    return tuple(converted), _target(operator.gives, variable)
+
+
+def _target(parameter: Parameter, variable: Type) -> Type:
+    type_ = parameter.type or variable
+    return array(type_) if parameter.in_array else type_
+
+
+def _variable(takes: Sequence[Parameter], operands: Sequence[Scalar]) -> Type | None:
+    """What the type variable stands for (NULL where there is none), or None if no type will do."""
+    bound: list[Scalar] = []
+    for parameter, operand in zip(takes, operands, strict=True):
+        if parameter.variable and parameter.in_array:
+            if not operand.type.item:
+                return None
+            bound.append(Ref(operand.type.item, ""))
+        elif parameter.variable:
+            bound.append(operand)
+    if not bound:
+        return NULL
+    common = _common(bound)
+    exact = any(parameter.variable == "K" for parameter in takes)
+    return None if common is None or (exact and (common.is_float or common.item or common == INTERVAL)) else common
+
+
+def _common(scalars: Sequence[Scalar]) -> Type | None:
+    """The one type that all of them convert to without loss, or None. Bare NULLs alone are taken for integers."""
+    types = {scalar.type for scalar in scalars} - {NULL}
+    if len(types) <= 1:
+        return types.pop() if types else INT64
+    kinds = {type_.kind for type_ in types}
+    if kinds <= {"DECIMAL", "INT64"} and "DECIMAL" in kinds:
+        common = _common_decimal(scalars)
+        if common:
+            return common
+    if all(type_.is_numeric for type_ in types):
+        return INT64 if all(type_.is_integer for type_ in types) else FLOAT64
+    times = kinds - {"STRING"}
+    if times and times <= {"DATE", "TIMESTAMP"}:
+        target = TIMESTAMP if "TIMESTAMP" in times else DATE
+        return target if all(_promote(scalar, target) for scalar in scalars) else None
+    if kinds == {"ARRAY"}:
+        item = _common([Ref(type_.item, "") for type_ in types if type_.item])
+        return array(item) if item else None
+    return None
+
+
+def _common_decimal(scalars: Sequence[Scalar]) -> Type | None:
+    """Of decimals and integer constants."""
+    whole = scale = 0
+    for scalar in scalars:
+        if scalar.type.kind == "DECIMAL":
+            whole, scale = max(whole, scalar.type.precision - scalar.type.scale), max(scale, scalar.type.scale)
+        elif isinstance(scalar, Literal) and scalar.value is not None:
+            whole = max(whole, len(str(abs(scalar.value))))
+        elif scalar.type != NULL:
+            return None
+    return decimal(whole + scale, scale) if whole + scale <= 38 else None
+
+
+def _promote(scalar: Scalar, target: Type) -> Scalar | None:
+    """The operand as `target` if that loses nothing (integers and decimals to FLOAT64 count), else None."""
+    source = scalar.type
+    if source == target or (source == NULL and target != INTERVAL):
+        return cast(scalar, target)
+    if isinstance(scalar, Literal) and source == STRING and target in (DATE, TIMESTAMP):
+        constant = cast(scalar, target)
+        if isinstance(constant, Literal) and constant.value is None:
+            raise ExpressionError(f"{scalar.value!r} is no {target}", hint="Write for example '2024-01-31'")
+        return constant
+    widens = (
+        (source.is_integer and target == INT64)
+        or (source.is_numeric and target == FLOAT64)
+        or (source == DATE and target == TIMESTAMP)
+        or (source.kind == target.kind == "DECIMAL")
+        or (source == INT64 and isinstance(scalar, Literal) and target.kind == "DECIMAL")
+        or (source.item and target.item and _promote(Ref(source.item, ""), target.item))
+    )
+    return cast(scalar, target) if widens else None
+
+
+def _case(branches: Sequence[tuple[Scalar, Scalar]], default: Scalar) -> Scalar:
+    values = [*(value for _, value in branches), default]
+    type_ = _common(values) if any(value.type != NULL for value in values) else NULL
+    if type_ is None:
+        kinds = ", ".join(dict.fromkeys(str(value.type) for value in values))
+        raise ExpressionError(f"the branches have no type in common: {kinds}", hint="Cast them to one type")
+    settled = []
+    for when, value in branches:
+        if when.type not in (BOOL, NULL):
+            raise ExpressionError(f"a condition must be BOOL, not {when.type}", hint="Compare it, for example x <> 0")
+        settled.append((cast(when, BOOL), value if type_ == NULL else cast(value, type_)))
+    return Case(type_, tuple(settled), default if type_ == NULL else cast(default, type_))
 
 
 def cast(scalar: Scalar, type: Type) -> Scalar:
-    return scalar
+    """`scalar` as `type`: floats truncate to integers, what does not fit or cannot be read is NULL; `ExpressionError`
+    for casts that engines do differently. Constants are cast here and now."""
+    source = scalar.type
+    if source == type:
+        return scalar
+    if source == NULL:
+        return _retype(scalar, type)
+    if source.item and type.item:
+        cast(Ref(source.item, "item"), type.item)
+        return Cast(type, scalar)
+    if (source.kind, type.kind) not in CONVERSIONS:
+        for kind, by in CAST_VIA.items():
+            if source.kind == kind and type.kind != by:
+                return cast(cast(scalar, Type(by)), type)
+            if type.kind == kind and source.kind != by:
+                return cast(cast(scalar, Type(by)), type)
+        what, _, hint = REFUSED_CASTS.get((source.kind, type.kind), "there is no such conversion").partition(". ")
+        raise ExpressionError(f"{source} cannot be cast to {type}: {what}", hint=hint or None)
+    if isinstance(scalar, Literal):
+        return Literal(type, compile_rows(Cast(type, scalar), [])([])[0])
+    return Cast(type, scalar)
+
+
+def _retype(scalar: Scalar, type: Type) -> Scalar:
+    """A NULL of no type yet (a literal, or a CASE of such) as one of `type`."""
+    if isinstance(scalar, Case):
+        branches = tuple((when, _retype(value, type)) for when, value in scalar.branches)
+        return Case(type, branches, _retype(scalar.default, type))
+    return Literal(type, None)
+
+
+def to_sql(scalar: Scalar, dialect: str = "duckdb") -> str:
+    """SQL of `scalar`, every identifier quoted: `dialect` is duckdb (its session in UTC) or spark (ANSI mode, UTC).
+
+    Columns are taken to have the types they were bound with."""
+    if dialect not in ("duckdb", "spark"):
+        raise ExpressionError(f'no SQL dialect "{dialect}"', hint="There are duckdb and spark")
+    return _Writer(dialect).write(scalar)
+
+
+class _Writer:
+    def __init__(self, dialect: str) -> None:
+        self.dialect = dialect
+
+    def write(self, node: Scalar) -> str:
+        if isinstance(node, Ref):
+            return self._quoted(node.name)
+        if isinstance(node, Literal):
+            return self._literal(node.type, node.value)
+        if isinstance(node, Cast):
+            return self._cast(self.write(node.operand), node.operand.type, node.type)
+        if isinstance(node, Case):
+            branches = "".join(f" WHEN {self.write(when)} THEN {self.write(then)}" for when, then in node.branches)
+            return f"CASE{branches} ELSE {self.write(node.default)} END"
+        assert isinstance(node, Call)
+        template = node.operator.duckdb if self.dialect == "duckdb" else node.operator.spark
+        places = [f"{{{index}}}" for index in range(len(node.operands))]
+        for mark, text in (("{*}", ", ".join(places)), ("{+}", ", ".join(places[1:])), ("{||}", " || ".join(places))):
+            template = template.replace(mark, text)
+        return template.format(*map(self.write, node.operands))
+
+    def _quoted(self, name: str) -> str:
+        quote = '"' if self.dialect == "duckdb" else "`"
+        return quote + name.replace(quote, quote * 2) + quote
+
+    def _text(self, value: str) -> str:
+        escaped = value if self.dialect == "duckdb" else value.replace("\\", "\\\\")
+        doubled = escaped.replace("'", "''" if self.dialect == "duckdb" else "\\'")
+        return f"'{doubled}'"
+
+    def _type(self, type_: Type) -> str:
+        return type_.duckdb if self.dialect == "duckdb" else type_.spark
+
+    def _literal(self, type_: Type, value: Any) -> str:
+        if value is None:
+            return f"CAST(NULL AS {self._type(type_)})"
+        if type_ == STRING:
+            return self._text(value)
+        if type_ == BOOL:
+            return "TRUE" if value else "FALSE"
+        if type_.item:
+            items = ", ".join(self._literal(type_.item, item) for item in value)
+            return f"list_value({items})" if self.dialect == "duckdb" else f"array({items})"
+        if type_.kind == "BYTES":
+            return f"unhex('{value.hex()}')"
+        texts = {"DATE": row_functions.text_of_date, "TIMESTAMP": row_functions.text_of_timestamp}
+        text = texts.get(type_.kind, str)(value)
+        if type_.kind in texts or type_.kind == "DECIMAL" or (type_.is_float and not text[-1].isdigit()):
+            text = f"'{text}'"
+        elif type_.is_float and "e" not in text:
+            text += "e0"
+        return f"CAST({text} AS {self._type(INT64 if type_ == INTERVAL else type_)})"
+
+    def _cast(self, text: str, source: Type, target: Type) -> str:
+        if source.item and target.item:
+            item = self._cast("v", source.item, target.item)
+            if self.dialect == "duckdb":
+                return f"list_transform({text}, lambda v: {item})"
+            return f"transform({text}, v -> {item})"
+        conversion = CONVERSIONS[source.kind, target.kind]
+        template = conversion.duckdb if self.dialect == "duckdb" else conversion.spark
+        patterns = {
+            name: self._text(getattr(row_functions, name))
+            for name in ("INTEGER_TEXT", "FLOAT_TEXT", "DECIMAL_TEXT", "DATE_TEXT", "TIMESTAMP_TEXT")
+        }
+        return template.format(text, type=self._type(target), **patterns)
