@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from feature_store.definitions.base import Definition
-from feature_store.definitions.catalog import BoundOnDemand, Catalog, FeatureRef
+from feature_store.definitions.catalog import BoundOnDemand, BoundView, Catalog, FeatureRef
 from feature_store.definitions.service import FeatureService
 from feature_store.definitions.tables import MARKERS, is_snapshot, marker_key
 from feature_store.errors import InvalidInputError, TooLargeError, nearest
@@ -50,24 +50,26 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class _ViewRead:
-    """One view of a plan: its lookup, the group of keys it is read by, its place among markers (or None), and where
-    its columns go among the plan's values."""
+    """One view of a plan: its lookup, the features taken, the group of keys it is read by, and its place among the
+    markers (or None)."""
 
     name: str
     lookup: Lookup
     columns: Columns
-    refs: tuple[FeatureRef, ...]
+    features: tuple[FeatureRef, ...]
     group: int
     marker: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Computation:
-    """One on-demand view of a plan: compiled expressions over columns of request values and features."""
+    """One on-demand view of a plan: expressions over columns of request values and of features (`needs`: their
+    places among the plan's columns), each with its default."""
 
     request: tuple[str, ...]
-    needs: tuple[FeatureRef, ...]
-    outputs: tuple[tuple[FeatureRef, Callable[[Sequence[Sequence[Any]]], list[Any]], Any], ...]
+    needs: tuple[int, ...]
+    features: tuple[FeatureRef, ...]
+    outputs: tuple[tuple[Callable[[Sequence[Sequence[Any]]], list[Any]], Any], ...]
 
 
 class OnlinePlan:
@@ -82,7 +84,9 @@ class OnlinePlan:
         self._groups: list[Schema] = []
         self._markers: list[Key] = []
         self._reads = tuple(self._view_read(catalog, name, refs) for name, refs in needed.items())
-        self._computations = tuple(_computation(catalog.on_demand[name]) for name in on_demand)
+        places = {ref: place for place, ref in enumerate(ref for read in self._reads for ref in read.features)}
+        self._computations = tuple(_computation(catalog.on_demand[name], places) for name in on_demand)
+        self._outputs = tuple(places[ref] for ref in self.refs)
         self._request = _request_columns([catalog.on_demand[name] for name in on_demand])
         self._keys = {column.name: column.type for group in self._groups for column in group}
         self._name_set = frozenset(self.names)
@@ -128,7 +132,7 @@ class OnlinePlan:
 
     def finish(self, prepared: Prepared, answers: Sequence[Sequence[Any]], now: int) -> OnlineResponse:
         """The response, from what the store answered to `prepared.requests`."""
-        cells: dict[FeatureRef, Cells] = {}
+        cells: list[Cells] = []
         markers = answers[-1] if self._markers else ()
         position = 0
         for read in self._reads:
@@ -139,11 +143,11 @@ class OnlinePlan:
             if place is not None:
                 padded = [*found, read.lookup.absent]
                 found = [padded[key] for key in place]
-            cells.update(zip(read.refs, read.columns.of(found, now), strict=True))
+            cells += read.columns.of(found, now)
             position = until
         for computation in self._computations:
             _compute(computation, cells, prepared)
-        return self._response(prepared, [cells[ref] for ref in self.refs])
+        return self._response(prepared, [cells[place] for place in self._outputs])
 
     def _response(self, prepared: Prepared, features: list[Cells]) -> OnlineResponse:
         entities = prepared.entities
@@ -203,7 +207,10 @@ class OnlinePlan:
     def _view_read(self, catalog: Catalog, name: str, features: Sequence[str]) -> _ViewRead:
         bound = catalog.views[name]
         look = lookup(bound)
-        picked = [Feature(look.names.index(feature), bound.defaults.get(feature)) for feature in features]
+        picked = [
+            Feature(look.names.index(feature), _type(bound, feature), bound.defaults.get(feature))
+            for feature in features
+        ]
         marker = None
         if is_snapshot(bound):
             marker = len(self._markers)
@@ -338,20 +345,22 @@ def _needed(catalog: Catalog, refs: Sequence[FeatureRef]) -> tuple[dict[str, lis
     return ordered, [name for name in catalog.on_demand if name in on_demand]
 
 
-def _computation(bound: BoundOnDemand) -> _Computation:
+def _type(bound: BoundView, feature: str) -> Type:
+    found = bound.features.get(feature)
+    assert found is not None
+    return found
+
+
+def _computation(bound: BoundOnDemand, places: dict[FeatureRef, int]) -> _Computation:
+    """Compile an on-demand view, and give its features the next places."""
     names = (*bound.request.names, *(ref.feature for ref in bound.needs))
-    return _Computation(
-        bound.request.names,
-        bound.needs,
-        tuple(
-            (
-                FeatureRef(bound.name, feature.name),
-                compile_rows(feature.scalar, names or ("",)),
-                bound.defaults.get(feature.name),
-            )
-            for feature in bound.features
-        ),
+    needs = tuple(places[ref] for ref in bound.needs)
+    features = tuple(FeatureRef(bound.name, feature.name) for feature in bound.features)
+    places |= {ref: len(places) + offset for offset, ref in enumerate(features)}
+    outputs = tuple(
+        (compile_rows(feature.scalar, names or ("",)), bound.defaults.get(feature.name)) for feature in bound.features
     )
+    return _Computation(bound.request.names, needs, features, outputs)
 
 
 def _request_columns(views: Sequence[BoundOnDemand]) -> dict[str, tuple[Type, Any]]:
@@ -381,16 +390,16 @@ def _distinct(columns: Sequence[Sequence[Any]]) -> tuple[list[Key], list[int] | 
     return read, [position.get(key, -1) for key in keys]
 
 
-def _compute(computation: _Computation, cells: dict[FeatureRef, Cells], prepared: Prepared) -> None:
+def _compute(computation: _Computation, cells: list[Cells], prepared: Prepared) -> None:
     """Add the columns of an on-demand view: NULL_VALUE where an expression is null, then the default."""
     inputs = [prepared.request_values[name] for name in computation.request]
-    inputs += [cells[ref][0] for ref in computation.needs]
+    inputs += [cells[place][0] for place in computation.needs]
     columns = inputs or [[None] * prepared.rows]
-    for ref, evaluate, default in computation.outputs:
+    for evaluate, default in computation.outputs:
         values = evaluate(columns)
         if None in values:
             statuses = [Status.NULL_VALUE if value is None else Status.PRESENT for value in values]
             filled = values if default is None else [default if value is None else value for value in values]
-            cells[ref] = (filled, statuses, None)
+            cells.append((filled, statuses, None))
         else:
-            cells[ref] = (values, Status.PRESENT, None)
+            cells.append((values, Status.PRESENT, None))

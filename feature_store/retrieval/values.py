@@ -219,7 +219,8 @@ def _finite(values: Sequence[Any]) -> Sequence[Any]:
             return values
     except TypeError:
         pass
-    return [_json_float(value) for value in values]
+    named = [_json_float(value) for value in values]
+    return named if any(type(value) is str for value in named) else values
 
 
 def _json_float(value: float | None) -> float | str | None:

@@ -1,11 +1,13 @@
-"""Online answers as bytes: Feast's JSON, written column by column, or an Arrow stream.
+"""Online answers as bytes: Feast's JSON, or an Arrow stream.
 
-The statuses and event times that columns of one view share are written once and pasted.
+All columns are written by one call, as a list of lists, which is then cut at `],[`, and what stands between two columns
+in the answer is put there: statuses and event times, which columns of one view mostly share. Where a value contains
+that text too (an array of arrays, an odd string), columns are written one by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,52 +23,74 @@ from feature_store.retrieval.values import EARLIEST, LATEST, json_writer
 JSON = b"application/json"
 ARROW = b"application/vnd.apache.arrow.stream"
 
-Writer = Callable[[Sequence[Any]], Sequence[Any]] | None
-
 _QUOTED = {status: orjson.dumps(status.name) for status in Status}
 _NEVER = b'"1970-01-01T00:00:00Z"'
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MANY = 8
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z
 _KEPT = 4096
-_OPENING, _NEXT = b'{"results":[{"values":', b',{"values":'
+_NEXT = b',{"values":['
 
 
 class JsonAnswers:
     """Writes the answers of one plan as JSON; `iso` as in `json_writer`."""
 
     def __init__(self, plan: OnlinePlan, iso: bool = False) -> None:
-        self._writers: tuple[Writer, ...] = tuple(json_writer(type_, iso) for type_ in plan.types)
+        writers = [json_writer(type_, iso) for type_ in plan.types]
+        # JSON has no NaN: it is written as null. So floats are looked at only where the text has a null.
+        needed = [(at, writer) for at, writer in enumerate(writers) if writer is not None]
+        self._floats = [(at, writer) for at, writer in needed if plan.types[at].is_float]
+        self._others = [(at, writer) for at, writer in needed if not plan.types[at].is_float]
         self._names = orjson.dumps(plan.names)[1:]
+        self._features = len(plan.names)
         self._endings: dict[tuple[str, ...], bytes] = {}
 
     def encode(self, response: OnlineResponse) -> bytes:
         """The body: `results` and `metadata`, entity columns first."""
         rows, cells = response.rows, response.cells
-        given = len(cells) - len(self._writers)
-        parts: list[bytes] = []
-        opening = _OPENING
+        given = len(cells) - self._features
+        ending = self._ending(response.names[:given])
+        if not cells:
+            return b'{"results":[' + ending
         tails: dict[tuple[int, int], bytes] = {}
-        for values, statuses, times in cells[:given]:
-            parts += (opening, orjson.dumps(values, default=str), _tail(statuses, times, rows))
-            opening = _NEXT
-        for writer, (values, statuses, times) in zip(self._writers, cells[given:], strict=True):
+        between: list[bytes] = []
+        for _, statuses, times in cells:
             shared = (id(statuses), id(times))
             tail = tails.get(shared)
             if tail is None:
                 tail = tails[shared] = _tail(statuses, times, rows)
-            parts += (opening, orjson.dumps(values if writer is None else writer(values)), tail)
-            opening = _NEXT
-        if not parts:
-            parts.append(b'{"results":[')
-        parts.append(self._ending(response.names[:given]))
-        return b"".join(parts)
+            between.append(tail)
+        parts = [b""] * (2 * len(cells))
+        parts[0::2] = self._texts([column[0] for column in cells], given)
+        parts[1::2] = between
+        return b'{"results":[{"values":[' + b"".join(parts)[: -len(_NEXT)] + ending
+
+    def _texts(self, columns: list[Sequence[Any]], given: int) -> list[bytes]:
+        """Each column's values as JSON, without brackets."""
+        for at, writer in self._others:
+            columns[given + at] = writer(columns[given + at])
+        text = orjson.dumps(columns, default=str)
+        if b"null" in text and self._name_infinities(columns, given):
+            text = orjson.dumps(columns, default=str)
+        texts = text[2:-2].split(b"],[")
+        if len(texts) != len(columns):
+            return [orjson.dumps(column, default=str)[1:-1] for column in columns]
+        return texts
+
+    def _name_infinities(self, columns: list[Sequence[Any]], given: int) -> bool:
+        """Replace NaN and infinities by their names; whether there were any."""
+        changed = False
+        for at, writer in self._floats:
+            named = writer(columns[given + at])
+            changed |= named is not columns[given + at]
+            columns[given + at] = named
+        return changed
 
     def _ending(self, entities: tuple[str, ...]) -> bytes:
         ending = self._endings.get(entities)
         if ending is None:
             names = orjson.dumps(entities)[:-1]
-            separator = b"," if entities and self._writers else b""
+            separator = b"," if entities and self._features else b""
             ending = b'],"metadata":{"feature_names":' + names + separator + self._names + b"}}"
             if len(self._endings) < 64:
                 self._endings[entities] = ending
@@ -88,9 +112,9 @@ _never: dict[int, bytes] = {}
 
 
 def _tail(statuses: Statuses, times: Times, rows: int) -> bytes:
-    """What follows the values of a column: statuses, event times and the closing brace."""
+    """What stands between the values of a column and those of the next: statuses and event times."""
     marks = _same(statuses, rows) if isinstance(statuses, Status) else _list([_QUOTED[mark] for mark in statuses])
-    return b',"statuses":' + marks + b',"event_timestamps":' + _event_times(times, rows) + b"}"
+    return b'],"statuses":' + marks + b',"event_timestamps":' + _event_times(times, rows) + b"}" + _NEXT
 
 
 def _same(status: Status, rows: int) -> bytes:
