@@ -248,7 +248,7 @@ class _Builder:
         }
         if not isinstance(value, types.get(tag, ())):
             raise self._error(f"the tag {full} is not supported here", line)
-        return float(value) if tag == "float" else value
+        return float(str(value)) if tag == "float" else value
 
     def _error(self, message: str, line: int, hint: str | None = None) -> DefinitionError:
         return DefinitionError(message, location=Location(self._file, line), hint=hint)
