@@ -104,8 +104,10 @@ def run(arguments: Sequence[str]) -> int:
         return WRONG
     except click.ClickException as error:
         return _fail(invocation, _click_message(error), WRONG)
-    except (click.Abort, KeyboardInterrupt):
-        return _fail(invocation, "interrupted", INTERRUPTED)
+    except click.Abort as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            return _fail(invocation, "interrupted", INTERRUPTED)
+        return _fail(invocation, "not confirmed, nothing was done", FAILED)
     except BrokenPipeError:
         # Whoever read our output has gone. Without this, Python complains once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -45,25 +45,26 @@ class Invocation:
 pass_invocation = click.make_pass_decorator(Invocation)
 
 
-def _remember(attribute: str) -> Callable[[click.Context, click.Parameter, Any], None]:
-    def callback(ctx: click.Context, _parameter: click.Parameter, value: Any) -> None:
-        # Given before or after the command's name; not given, it leaves what was.
-        if value not in (None, False) and not ctx.resilient_parsing:
-            setattr(ctx.ensure_object(Invocation), attribute, value)
+def _common(*spellings: str, name: str, **attributes: Any) -> Callable[[F], F]:
+    """An option that sets a field of the Invocation, given before or after the command's name."""
 
-    return callback
+    def remember(ctx: click.Context, _parameter: click.Parameter, value: Any) -> None:
+        if value not in (None, False) and not ctx.resilient_parsing:  # not given, it leaves what was
+            setattr(ctx.ensure_object(Invocation), name, value)
+
+    # Its own parameter name: commands have arguments called directory.
+    return click.option(*spellings, f"{name}_option", expose_value=False, callback=remember, **attributes)
 
 
 def repository_options(command: F) -> F:
     """-c, -f and --traceback, which `fs` and each of its commands take."""
     for option in (
-        click.option("--traceback", is_flag=True, expose_value=False, is_eager=True, callback=_remember("traceback"),
-                     help="Show where an error comes from."),
-        click.option("-f", "--file", metavar="FILE", expose_value=False, callback=_remember("settings_file"),
-                     help="Another settings file than feature_store.yaml."),
-        click.option("-c", "--chdir", metavar="DIR", expose_value=False, callback=_remember("directory"),
-                     help="The feature repository.  [default: .]"),
-    ):  # fmt: skip
+        _common("--traceback", name="traceback", is_flag=True, is_eager=True, help="Show where an error comes from."),
+        _common(
+            "-f", "--file", name="settings_file", metavar="FILE", help="Another settings file than the repository's."
+        ),
+        _common("-c", "--chdir", name="directory", metavar="DIR", help="The feature repository.  [default: .]"),
+    ):
         command = option(command)
     return command
 

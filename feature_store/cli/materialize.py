@@ -17,7 +17,8 @@ _VIEWS = click.option("-v", "--view", "views", metavar="VIEW", multiple=True, he
 def materialize(invocation: Invocation, start: int, end: int, views: tuple[str, ...]) -> None:
     """Compute START to END and write it online.
 
-    Both ends count. Times are ISO 8601, or now; without a zone they are UTC. Killed and run again, it goes on where it was.
+    Both ends count. Times are ISO 8601, or now; without a zone they are UTC. Killed and run again,
+    it goes on where it was.
     """
     from feature_store.cli.progress import reporting
     from feature_store.expressions.instants import to_datetime, to_iso

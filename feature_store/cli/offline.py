@@ -48,9 +48,9 @@ def get_historical_features(
 ) -> None:
     """Join features to rows, as of their times."""
     asked = chosen_features(features, service)
-    target = _target(output_file) if output_file else None
+    rows, target = existing_file(entities), _target(output_file) if output_file else None
     job = invocation.store.get_historical_features(
-        existing_file(entities), asked, full_feature_names, as_known=as_known, statuses=statuses, engine=engine
+        rows, asked, full_feature_names, as_known=as_known, statuses=statuses, engine=engine
     )
     if target is None:
         table = job.to_arrow()

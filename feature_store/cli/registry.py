@@ -30,7 +30,8 @@ _COLUMNS = ("kind", "name", "version", "entities", "source", "features", "owner"
 @json_option
 def list(invocation: Invocation, output: Output, kind: str | None) -> None:  # noqa: A001 - the command's name
     """List what is applied, all of it or one kind."""
-    found = invocation.store.list(_kind(kind) if kind else None)
+    asked = _kind(kind) if kind else None
+    found = invocation.store.list(asked)
     shown = [{**item, "features": _feature_names(item)} for item in found]
     used = [column for column in _COLUMNS if column == "name" or any(row.get(column) for row in shown)]
     output.rows(found, used, shown, empty=f"Nothing{f' of kind {kind}' if kind else ''} is applied. Run: fs apply")
