@@ -122,6 +122,15 @@ class Events:
         floats: NDArray[np.float64] = self.values.cast(pa.float64()).to_numpy(zero_copy_only=False)
         return floats + 0.0
 
+    @cached_property
+    def rests(self) -> NDArray[np.float64] | None:
+        """What of the values did not fit into `floats`, where they are integers."""
+        if not self.type.is_integer:
+            return None
+        half = np.minimum(self.floats, 2.0**62).astype(np.int64)  # 2**63 is a double, but no int64
+        rests: NDArray[np.float64] = (self.codes - half - (self.floats - half).astype(np.int64)).astype(np.float64)
+        return rests
+
     def decode(self, codes: Array, null: NDArray[np.bool_] | None = None) -> Any:
         """Values from codes, null where told: the code there may be any number."""
         dictionary = self._ranked[1]
@@ -286,8 +295,7 @@ class Mean(Aggregate):
         return FLOAT64, (("sum", FLOAT64), ("rest", FLOAT64), ("count", INT64))
 
     def _lift(self, value: Any, time: int, created: int) -> State:
-        whole = float(value) + 0.0
-        return (whole, float(value - int(whole)) if self.value.is_integer else 0.0, 1)
+        return (*_pair(value), 1)
 
     def merge(self, a: State, b: State) -> State:
         return (*_add(a, b), a[2] + b[2])
@@ -300,13 +308,7 @@ class Mean(Aggregate):
         return _sum_pairs(parts[0], parts[1]) / count if count else None
 
     def states(self, events: Events, lo: Ints, hi: Ints) -> list[Any]:
-        rests = None
-        if self.value.is_integer:
-            whole = events.floats
-            # 2**63 itself is no int64: take it as a rest of one less.
-            near = np.where(whole >= 2.0**63, 2.0**62, whole).astype(np.int64)
-            rests = (events.codes - near - np.where(whole >= 2.0**63, 2**62, 0)).astype(np.float64)
-        sums, rests = ranges.sum_floats(events.floats, rests, lo, hi)
+        sums, rests = ranges.sum_floats(events.floats, events.rests, lo, hi)
         return [pa.array(sums), pa.array(rests), pa.array(hi - lo)]
 
     def answers(self, events: Events, lo: Ints, hi: Ints) -> Any:
@@ -344,31 +346,48 @@ class DecimalMean(Aggregate):
 
 
 class Variance(Aggregate):
-    """Population variance from (count, mean, sum of squared distances), merged after Chan, Golub and LeVeque."""
+    """Population variance from count, mean (a double and its rest) and the sum of squared distances from it, merged
+    after Chan, Golub and LeVeque."""
 
-    identity = (0, 0.0, 0.0)
+    identity = (0, 0.0, 0.0, 0.0)
 
     def _types(self) -> tuple[Type, Parts]:
-        return FLOAT64, (("count", INT64), ("mean", FLOAT64), ("squares", FLOAT64))
+        return FLOAT64, (("count", INT64), ("mean", FLOAT64), ("rest", FLOAT64), ("squares", FLOAT64))
 
     def _lift(self, value: Any, time: int, created: int) -> State:
-        return (1, float(value) + 0.0, 0.0)
+        whole, rest = _pair(value)
+        return (1, whole, rest, whole - whole)  # of an infinity: NaN
 
     def merge(self, a: State, b: State) -> State:
         if not a[0] or not b[0]:
             return a if a[0] else b
         count = a[0] + b[0]
-        apart, share = b[1] - a[1], b[0] / count
-        return (count, a[1] + apart * share, a[2] + b[2] + apart * apart * (a[0] * share))
+        apart, share = (b[1] - a[1]) + (b[2] - a[2]), b[0] / count
+        mean, rest = _add(a[1:3], (apart * share, 0.0))
+        return (count, mean, rest, a[3] + b[3] + apart * apart * (a[0] * share))
 
     def finish(self, state: State) -> float | None:
-        return state[2] / state[0] if state[0] else None
+        return state[3] / state[0] if state[0] else None
+
+    def answer(self, parts: Sequence[Sequence[Any]]) -> float | None:
+        known = [state for state in zip(*parts, strict=True) if state[0]]
+        count = sum(state[0] for state in known)
+        if not known:
+            return None
+        base = known[0][1]
+        apart = [(state[1] - base) + state[2] for state in known]
+        try:
+            mean = math.fsum([state[0] * x for state, x in zip(known, apart, strict=True)]) / count
+            between = [state[0] * (x - mean) ** 2 for state, x in zip(known, apart, strict=True)]
+            return self.finish((count, base, mean, math.fsum([*between, *parts[3]])))
+        except (OverflowError, ValueError):  # infinities
+            return super().answer(parts)
 
     def states(self, events: Events, lo: Ints, hi: Ints) -> list[Any]:
-        return [pa.array(part) for part in ranges.moments(events.floats, lo, hi)]
+        return [pa.array(part) for part in ranges.moments(events.floats, events.rests, lo, hi)]
 
     def answers(self, events: Events, lo: Ints, hi: Ints) -> Any:
-        counts, _, squares = ranges.moments(events.floats, lo, hi)
+        counts, *_, squares = ranges.moments(events.floats, events.rests, lo, hi)
         return pa.array(self._root(squares / np.maximum(counts, 1)), mask=lo == hi)
 
     def _root(self, variances: Any) -> Any:
@@ -596,6 +615,12 @@ def _clean(value: Any) -> Any:
     if isinstance(value, float):
         return None if value != value else value + 0.0
     return value
+
+
+def _pair(value: Any) -> tuple[float, float]:
+    """A number as a double and the rest that did not fit into it."""
+    whole = float(value) + 0.0
+    return (whole, float(value - int(whole)) if isinstance(value, int) else 0.0)
 
 
 def _present(values: Iterable[Any]) -> list[Any]:

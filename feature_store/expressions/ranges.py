@@ -81,27 +81,31 @@ def _add_pairs(left: Parts, right: Parts) -> Parts:
     return np.where(finite, whole, total), np.where(finite, rest, 0.0)
 
 
-def moments(values: Floats, lo: Ints, hi: Ints) -> tuple[Ints, Floats, Floats]:
-    """(count, mean, sum of squared distances from the mean).
+def moments(values: Floats, rests: Floats | None, lo: Ints, hi: Ints) -> tuple[Ints, Floats, Floats, Floats]:
+    """(count, mean, the rest of the mean that did not fit into a double, sum of squared distances from the mean).
 
-    Pairs are merged after Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm, 1979.
+    Merged after Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm, 1979; the rest keeps the distance
+    of two means as exact as the values are, where the values are large and lie close together.
     """
-    leaves = (np.broadcast_to(np.float64(1), len(values)), values, np.broadcast_to(np.float64(0), len(values)))
+    ones, zeros = (np.broadcast_to(np.float64(value), len(values)) for value in (1, 0))
     with np.errstate(all="ignore"):
-        _, mean, squares = reduce_ranges(leaves, lo, hi, _join_moments, (0.0, 0.0, 0.0))
-    return hi - lo, mean, squares
+        squares = zeros if np.isfinite(values).all() else values - values  # of an infinity: NaN
+        leaves = (ones, values, zeros if rests is None else rests, squares)
+        parts = reduce_ranges(leaves, lo, hi, _join_moments, (0.0, 0.0, 0.0, 0.0))
+    return (hi - lo, *parts[1:])
 
 
 def _join_moments(left: Parts, right: Parts) -> Parts:
-    (n, mean, squares), (m, other, more) = left, right
+    (n, mean, rest, squares), (m, other, other_rest, more) = left, right
     count = n + m
-    apart = other - mean
     share = m / count
-    joined = mean + apart * share
+    apart = (other - mean) + (other_rest - rest)
+    joined, joined_rest = _add_pairs((mean, rest), (apart * share, 0.0))
     first = n == 0
     return (
         count,
         np.where(first, other, joined),
+        np.where(first, other_rest, joined_rest),
         np.where(first, more, squares + more + apart * apart * (n * share)),
     )
 

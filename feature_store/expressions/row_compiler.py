@@ -194,18 +194,20 @@ def _same(loop: _Loop, node: Call) -> tuple[str, bool]:
 
 
 def _in(loop: _Loop, node: Call) -> tuple[str, bool]:
-    (value, _), *_ = [loop.value(node.operands[0])]
+    value, nullable = loop.value(node.operands[0])
     items, is_float, name = node.operands[1:], node.operands[0].type.is_float, loop.local()
     if all(isinstance(item, Literal) for item in items) and not is_float:
         constants = frozenset(item.value for item in items if isinstance(item, Literal))
         found = f"{value} in {loop._constant(constants - {None})}"
         missing = "None" if None in constants else "False"
     else:
-        atoms = [loop.value(item)[0] for item in items]
-        found = " or ".join(_equal(value, atom, is_float) for atom in atoms)
-        missing = f"None if {' or '.join(f'{atom} is None' for atom in atoms)} else False"
-    loop.line(f"{name} = None if {value} is None else True if {found} else {missing}")
-    return name, True
+        atoms = [loop.value(item) for item in items]
+        found = " or ".join(_equal(value, atom, is_float) for atom, _ in atoms)
+        nulls = " or ".join(f"{atom} is None" for atom, may in atoms if may)
+        missing = f"None if {nulls} else False" if nulls else "False"
+    text = f"True if {found} else {missing}"
+    loop.line(f"{name} = None if {value} is None else {text}" if nullable else f"{name} = {text}")
+    return name, nullable or missing != "False"
 
 
 def _extreme(loop: _Loop, node: Call) -> tuple[str, bool]:

@@ -178,7 +178,7 @@ def text_of_timestamp(micros: int) -> str:
 
 def float32_of(value: float) -> float | None:
     try:
-        return float(struct.unpack("f", struct.pack("f", value))[0])
+        return float(struct.unpack("<f", struct.pack("<f", value))[0])
     except OverflowError:
         return None
 
