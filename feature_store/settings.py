@@ -26,7 +26,7 @@ _KeyPath = tuple[str | int, ...]
 def _project(value: str) -> str:
     if not _PROJECT.fullmatch(value):
         raise ValueError(
-            f'"{value}" is not a project name: letters, digits, "_" and "-", starting with a letter, at most 63 characters'
+            f'"{value}" is not a project name: letters, digits, "_" and "-", a letter first, at most 63 characters'
         )
     return value
 
@@ -82,7 +82,11 @@ def load_settings(path: Path | str, root: Path | None = None) -> Settings:
         raise SettingsError(
             "the settings are not a mapping", location=Location(str(file), 1), hint="Write project: NAME"
         )
-    lines = dict(_lines(node, ()))
+    lines: dict[_KeyPath, int] = {}
+    for key, line in _lines(node, ()):
+        if key in lines:
+            raise SettingsError(f'the setting "{key[-1]}" is there twice', location=Location(str(file), line))
+        lines[key] = line
     values = _expand(yaml.SafeLoader(text).construct_document(node), (), lines, file)
     try:
         settings = Settings.model_validate(values)

@@ -63,6 +63,7 @@ def test_another_root(tmp_path: Path) -> None:
         ("project: 1x\n", 1, '"1x" is not a project name'),
         ("project: ads\nengines: [spark]\n", 2, "engines"),
         ("- ads\n", 1, "not a mapping"),
+        ("project: ads\nproject: other\n", 2, "twice"),
         ("", 1, "not a mapping"),
         ("project: ads\nengines: {\n", 3, "not YAML"),
         ("registry: x\n", 0, '"project" is missing'),

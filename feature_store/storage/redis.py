@@ -31,11 +31,13 @@ except ModuleNotFoundError:
 
 _ROWS_A_PART = 65_536
 _ROWS_A_SCRIPT = 256
+_BYTES_A_SCRIPT = 4 << 20
 _SCRIPTS_IN_FLIGHT = 32
 _KEYS_A_SCAN = 1_000
 _TIMEOUT = 5.0
 
-Arguments = tuple[str | bytes | int, ...]
+Arguments = tuple[Any, ...]
+"""Words of a command: text, bytes and integers."""
 Answer = Row | Mapping[bytes, Row] | None
 Connection = Any
 """A `redis.Connection`; the driver's own types are incomplete."""
@@ -344,9 +346,11 @@ def _script_calls(
     script: str, names: list[bytes], arguments: Sequence[Arguments], first: Arguments
 ) -> Iterator[Arguments]:
     digest = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
-    for start in range(0, len(names), _ROWS_A_SCRIPT):
-        part = names[start : start + _ROWS_A_SCRIPT]
-        values = chain.from_iterable(arguments[start : start + _ROWS_A_SCRIPT])
+    largest = max(len(row) for *_, row in arguments) if arguments else 0
+    step = max(1, min(_ROWS_A_SCRIPT, _BYTES_A_SCRIPT // (largest + 1)))
+    for start in range(0, len(names), step):
+        part = names[start : start + step]
+        values = chain.from_iterable(arguments[start : start + step])
         yield ("EVALSHA", digest, len(part), *part, *first, *values)
 
 

@@ -6,9 +6,10 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
 import pytest
@@ -74,7 +75,7 @@ def tiles(*rows: tuple[int, bytes, int, int]) -> pa.Table:
 
 def scanned(store: OnlineStore, table: Table) -> list[tuple[Any, ...]]:
     """All rows of a table as bytes of key, item and row, sorted."""
-    found = []
+    found: list[tuple[Any, ...]] = []
     for batch in store.scan(table):
         assert batch.schema.names == [column.name for column in columns_of(table)]
         rows = pa.Table.from_batches([batch])
@@ -118,7 +119,7 @@ class OnlineStoreConformance:
             return StoreMachine(lambda name: open_online_store(uri, name, tmp_path), next(projects))
 
         run_state_machine_as_test(
-            machine,
+            cast(Any, machine),
             settings=settings(
                 max_examples=15,
                 stateful_step_count=20,
@@ -149,6 +150,7 @@ class OnlineStoreConformance:
         store.write(TILES, tiles((1, b"a", 5, 1), (1, b"b", 6, 2)))
         store.write(PAIRS, rows_of(PAIRS, [Entry(("1", 23), 1, NO_CREATED, (7, "z"))]))
         user, items = Row(5, 0, (10, "")), {b"a": Row(5, 0, (1, "")), b"b": Row(6, 0, (2, ""))}
+        requests: list[tuple[Table, list[Key]]]
         requests = [(TILES, [(1,), (2,)]), (USERS, [(1,)]), (PAIRS, [("1", 23), ("12", 3)]), (USERS, [(1,)])]
         assert store.read(requests) == [[items, {}], [user], [Row(1, NO_CREATED, (7, "z")), None], [user]]
 
@@ -195,7 +197,7 @@ class OnlineStoreConformance:
         table = Table("types.0123456789ab", schema, schema, items=items)
         table = Table(table.name, Schema.of(k=BYTES), schema, items)
         lots = Decimal("9" * 36 + ".99")
-        values = [
+        values: list[tuple[Any, ...]] = [
             (None,) * len(schema),
             (0, 0, 0.0, 0.0, "", b"", False, 0, 0, Decimal("0.00"), [], [], [], []),
             (-(2**31), -(2**63), -math.inf, -0.0, "\0", b"\0", True, -1, -1, lots.copy_negate(),
@@ -302,6 +304,12 @@ class OnlineStoreConformance:
         assert found == [Row(1, 2, (k, "y")) for k in range(many - 4_990, many)] + [None] * 10
         assert sum(batch.num_rows for batch in store.scan(USERS)) == many
 
+    def test_large_rows(self, store: OnlineStore) -> None:
+        text = "x" * 3_000_000
+        store.write(USERS, rows_of(USERS, [Entry((key,), 1, 0, (key, text)) for key in range(5)]))
+        found = store.read([(USERS, [(4,), (0,)])])[0]
+        assert found == [Row(1, 0, (4, text)), Row(1, 0, (0, text))]
+
     def test_concurrent_writers_end_with_the_greatest(self, store: OnlineStore) -> None:
         def write(writer: int) -> None:
             for step in range(10):
@@ -312,7 +320,7 @@ class OnlineStoreConformance:
                 assert isinstance(row, Row)
                 assert row.event_time >= time
 
-        run_together([lambda n=n: write(n) for n in range(4)])
+        run_together([partial(write, n) for n in range(4)])
         assert store.read([(USERS, [(key,) for key in range(20)])]) == [[Row(39, 0, (39, ""))] * 20]
         assert store.read([(TILES, [(key,) for key in range(20)])]) == [[{b"a": Row(39, 0, (39, ""))}] * 20]
 
@@ -327,11 +335,11 @@ class OnlineStoreConformance:
         assert store.read([(USERS, [(1,)])]) == [[Row(5, 0, (10, ""))]]
 
 
-def run_together(tasks: Sequence[Callable[[], None]]) -> None:
+def run_together(tasks: Sequence[Callable[[], object]]) -> None:
     """Run each in a thread of its own; the first error is raised."""
     errors: list[BaseException] = []
 
-    def guarded(task: Callable[[], None]) -> None:
+    def guarded(task: Callable[[], object]) -> None:
         try:
             task()
         except BaseException as error:

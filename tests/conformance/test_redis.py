@@ -4,7 +4,9 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -17,10 +19,8 @@ from tests.servers import RedisServer, free_port
 
 def raw_rows(server: RedisServer, project: str, table: Table) -> dict[tuple[bytes, bytes], bytes]:
     """The rows under a prefix, compared as text and not as a pattern."""
-    from urllib.parse import quote
-
     prefix = f"fs1:{project}:{quote(table.name, safe='@')}:{{".encode()
-    rows = {}
+    rows: dict[tuple[bytes, bytes], bytes] = {}
     with server.client() as client:
         for name in client.scan_iter():
             if name.startswith(prefix):
@@ -151,7 +151,7 @@ def test_threads_never_read_each_others_replies(redis_url: str) -> None:
             key = (start + step) % 40
             assert store.read([(USERS, [(key,)])]) == [[Row(5, 0, (key, ""))]]
 
-    run_together([lambda n=n: read(n) for n in range(6)])
+    run_together([partial(read, n) for n in range(6)])
     store.close()
 
 

@@ -104,3 +104,28 @@ def test_several_processes_write_one_file(tmp_path: Path) -> None:
     store = SQLiteOnlineStore(uri, "ads")
     assert store.read([(USERS, [(key,) for key in range(50)])]) == [[Row(119, 0, (119, ""))] * 50]
     store.close()
+
+
+KILLED = """
+import sys
+from feature_store.storage.sqlite import SQLiteOnlineStore
+from tests.conformance.online_store import USERS, users
+store = SQLiteOnlineStore(sys.argv[1], "ads")
+for key in range(100_000):
+    store.write(USERS, users((key, 1, key)))
+    print(key, flush=True)
+"""
+
+
+def test_a_killed_writer_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", KILLED, f"sqlite:///{tmp_path}/o.db"]
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    with subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        acknowledged = [int(next(writer.stdout)) for _ in range(200)][-1]
+        writer.kill()
+    store = SQLiteOnlineStore(f"sqlite:///{tmp_path}/o.db", "ads")
+    found = store.read([(USERS, [(key,) for key in range(acknowledged + 1)])])[0]
+    assert found == [Row(1, 0, (key, "")) for key in range(acknowledged + 1)]
+    store.close()
