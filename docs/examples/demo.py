@@ -113,13 +113,8 @@ def _short(value: Any) -> str:
 
 def generate(demo: Demo) -> None:
     console.rule("1  generate")
-    demo.fs("init", str(demo.folder), "--template", "ads")
+    demo.fs("init", str(demo.folder), "--template", "ads", "--events", str(demo.events))
     (demo.folder / MARK).touch()
-    if demo.events != 100_000:
-        data = demo.folder / "data"
-        shutil.rmtree(data)
-        command = [sys.executable, "-m", "feature_store.templates.generator", str(data), "--events", str(demo.events)]
-        subprocess.run([*command, "--end", f"{datetime.now(UTC):%Y-%m-%dT%H}:00:00Z"], check=True)
     tables = ("dim_user", "dim_ad", "dwd_ad_impression", "dwd_ad_click", "dwd_ad_conversion")
     rows = [(name, f"{_rows(demo.folder / 'data' / name):,}") for name in tables]
     show("a month of a made-up advertising platform", ["table", "rows"], rows)

@@ -44,7 +44,7 @@ def store(log: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def impressions(log: str) -> pd.DataFrame:
-    rows = pd.read_csv(DATA / f"{log}.csv", index_col=0, usecols=[*range(6), *range(6, 10)])
+    rows = pd.read_csv(DATA / f"{log}.csv", index_col=0, usecols=[*range(10)])
     rows["timestamp"] = pd.to_datetime(rows["timestamp"], format="ISO8601", utc=True).astype("datetime64[us, UTC]")
     return rows
 
@@ -63,43 +63,48 @@ class Events:
     """The events of one key, in order of time, to look through one window after another."""
 
     def __init__(self, rows: pd.DataFrame) -> None:
-        order = np.argsort(rows["timestamp"].to_numpy(), kind="stable")
-        self.rows = rows.iloc[order]
-        self.times = self.rows["timestamp"].astype("int64").to_numpy()
+        rows = rows.sort_values("timestamp", kind="stable")
+        self.times = rows["timestamp"].astype("int64").to_numpy()
+        self.columns = {name: rows[name].to_numpy() for name in ("item_id", "position", "click", "propensity_score")}
 
-    def window(self, at: int, length: int, hop: int) -> pd.DataFrame:
+    def window(self, at: int, length: int, hop: int) -> dict[str, np.ndarray]:
         """floor(at - length, hop) <= event time < at."""
-        low = np.searchsorted(self.times, (at - length) // hop * hop, side="left")
-        return self.rows.iloc[low : np.searchsorted(self.times, at, side="left")]
+        low = int(np.searchsorted(self.times, (at - length) // hop * hop, side="left"))
+        high = int(np.searchsorted(self.times, at, side="left"))
+        return {name: column[low:high] for name, column in self.columns.items()}
 
 
-def expected_item(events: Events | None, at: int) -> dict[str, Any]:
-    empty = Events(
-        pd.DataFrame({"timestamp": pd.to_datetime([], utc=True), "click": [], "propensity_score": [], "position": []})
+NOTHING = Events(
+    pd.DataFrame(
+        {"timestamp": pd.to_datetime([], utc=True), "item_id": [], "position": [], "click": [], "propensity_score": []}
     )
-    events = events or empty
+)
+
+
+def expected_item(events: Events, at: int) -> dict[str, Any]:
     hour, day = events.window(at, HOUR, 300 * SECOND), events.window(at, DAY, HOUR)
     ever = events.window(at, 20000 * DAY, DAY)
+    shown = len(day["click"])
     return {
-        "item_imp_cnt_1h": len(hour),
-        "item_imp_cnt_1d": len(day),
+        "item_imp_cnt_1h": len(hour["click"]),
+        "item_imp_cnt_1d": shown,
         "item_click_cnt_1d": int((day["click"] == 1).sum()),
-        "item_propensity_1d": day["propensity_score"].mean() if len(day) else None,
-        "item_last_positions": day["position"].tolist()[-3:] if len(day) else None,
-        "item_imp_cnt": len(ever),
-        "item_ctr": ever["click"].mean() if len(ever) else None,
+        "item_propensity_1d": float(day["propensity_score"].mean()) if shown else None,
+        "item_last_positions": day["position"].tolist()[-3:] if shown else None,
+        "item_imp_cnt": len(ever["click"]),
+        "item_ctr": float(ever["click"].mean()) if len(ever["click"]) else None,
     }
 
 
 def expected_group(events: Events, at: int) -> dict[str, Any]:
     recent, ever = events.window(at, 3 * DAY, HOUR), events.window(at, 20000 * DAY, DAY)
-    clicks = int(ever["click"].sum())
+    shown, clicks = len(ever["click"]), int(ever["click"].sum())
     return {
-        "group_imp_cnt_3d": len(recent),
-        "group_items_3d": recent["item_id"].nunique(),
-        "group_imp_cnt": len(ever),
+        "group_imp_cnt_3d": len(recent["click"]),
+        "group_items_3d": len(np.unique(recent["item_id"])),
+        "group_imp_cnt": shown,
         "group_click_cnt": clicks,
-        "group_ctr": (clicks + 1) / (len(ever) + 200),
+        "group_ctr": (clicks + 1) / (shown + 200),
     }
 
 
@@ -125,16 +130,18 @@ def test_every_impression_has_the_features_it_had_then(
     by_item = {key: Events(rows) for key, rows in impressions.groupby("item_id")}
     by_group = {key: Events(rows) for key, rows in impressions.groupby(GROUP)}
     daily = impressions.groupby([impressions["timestamp"].dt.date, "item_id"])["position"].agg(["size", "mean"])
+    of_days = {key: (int(row["size"]), float(row["mean"])) for key, row in daily.iterrows()}
+    profiles = items[ITEM].to_dict("index")
     for row in found.to_dict("records"):
         at = row["event_timestamp"].value // 1000
         yesterday = (row["event_timestamp"] - pd.Timedelta(days=1)).date()
-        of_day = daily.loc[(yesterday, row["item_id"])] if (yesterday, row["item_id"]) in daily.index else None
+        size, mean = of_days.get((yesterday, row["item_id"]), (None, None))
         wanted = {
-            **{name: items.at[row["item_id"], name] for name in ITEM},
+            **profiles[row["item_id"]],
             **expected_item(by_item[row["item_id"]], at),
             **expected_group(by_group[tuple(row[name] for name in GROUP)], at),
-            "item_imp_cnt_yesterday": None if of_day is None else int(of_day["size"]),
-            "item_position_yesterday": None if of_day is None else float(of_day["mean"]),
+            "item_imp_cnt_yesterday": size,
+            "item_position_yesterday": mean,
             "is_first": row["position"] == 1,
         }
         for name, value in wanted.items():
@@ -158,7 +165,7 @@ def test_online_answers_what_history_says_of_now(
     ).to_df()
     by_item = {key: Events(part) for key, part in impressions.groupby("item_id")}
     for number, row in enumerate(rows):
-        wanted = expected_item(by_item.get(row["item_id"]), at)
+        wanted = expected_item(by_item.get(row["item_id"], NOTHING), at)
         for name, value in wanted.items():
             assert same(online[name][number], value), (name, row)
         for name in ("group_imp_cnt", "group_click_cnt", "group_ctr", "item_position_yesterday", "is_first", *ITEM):
