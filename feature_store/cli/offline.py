@@ -48,7 +48,8 @@ def get_historical_features(
 ) -> None:
     """Join features to rows, as of their times."""
     asked = chosen_features(features, service)
-    rows, target = existing_file(entities), _target(output_file) if output_file else None
+    target = _target(output_file) if output_file else None
+    rows = existing_file(entities)
     job = invocation.store.get_historical_features(
         rows, asked, full_feature_names, as_known=as_known, statuses=statuses, engine=engine
     )
