@@ -148,8 +148,9 @@ def test_every_impression_has_the_features_it_had_then(
             assert same(row[name], value), (name, row[name], value, row["event_timestamp"])
 
 
-def test_online_answers_what_history_says_of_now(
-    store: FeatureStore, impressions: pd.DataFrame, items: pd.DataFrame
+@pytest.mark.parametrize("at_end", [True, False], ids=["at the end of the log", "now"])
+def test_online_answers_what_history_says(
+    store: FeatureStore, impressions: pd.DataFrame, items: pd.DataFrame, at_end: bool
 ) -> None:
     groups = impressions[GROUP].drop_duplicates().head(200).to_dict("records")
     rows = [
@@ -157,19 +158,19 @@ def test_online_answers_what_history_says_of_now(
         for number, group in enumerate(groups)
     ]
     rows.append({**dict.fromkeys(GROUP, "nobody"), "item_id": 10_000, "position": 1})
-    online = store.get_online_features(features="bandit_v1", entity_rows=rows).to_dict()
-    now = pd.Timestamp.now(tz="UTC")
-    at = now.value // 1000
-    history = store.get_historical_features(
-        pd.DataFrame(rows).assign(event_timestamp=now), features="bandit_v1"
-    ).to_df()
+    moment = END if at_end else pd.Timestamp.now(tz="UTC")
+    at = moment.value // 1000
+    online = store.online.get("bandit_v1", rows, now=at).to_dict()
+    spine = pd.DataFrame(rows).assign(event_timestamp=moment)
+    history = store.get_historical_features(spine, features="bandit_v1").to_arrow().to_pydict()
+    assert set(history) - {"event_timestamp"} == set(online)
+    for name, values in online.items():
+        for row, found, wanted in zip(rows, values, history[name], strict=True):
+            assert same(found, wanted), (name, row, found, wanted)
     by_item = {key: Events(part) for key, part in impressions.groupby("item_id")}
     for number, row in enumerate(rows):
-        wanted = expected_item(by_item.get(row["item_id"], NOTHING), at)
-        for name, value in wanted.items():
+        for name, value in expected_item(by_item.get(row["item_id"], NOTHING), at).items():
             assert same(online[name][number], value), (name, row)
-        for name in ("group_imp_cnt", "group_click_cnt", "group_ctr", "item_position_yesterday", "is_first", *ITEM):
-            value = history[name].iloc[number]
-            assert same(online[name][number], value.item() if isinstance(value, np.generic) else value), (name, row)
-    assert online["item_imp_cnt"][0] > 0 and online["item_imp_cnt"][-1] == 0
-    assert online["item_feature_0"][-1] is None and online["group_click_cnt"][-1] == 0
+    assert online["item_imp_cnt"][0] > 0 and (online["item_imp_cnt_1d"][0] > 0) == at_end
+    assert online["item_imp_cnt"][-1] == 0 and online["item_feature_0"][-1] is None
+    assert online["group_click_cnt"][-1] == 0
