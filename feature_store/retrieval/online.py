@@ -79,7 +79,11 @@ class OnlinePlan:
         self.refs = catalog.resolve(features)
         self.names = _output_names(self.refs, full_feature_names)
         self.types = tuple(catalog.feature_type(ref) for ref in self.refs)
-        self.views = tuple(dict.fromkeys(ref.view for ref in self.refs))
+        self.places = {
+            view: tuple(place for place, ref in enumerate(self.refs) if ref.view == view)
+            for view in dict.fromkeys(ref.view for ref in self.refs)
+        }
+        """The positions of each view's features among those asked for."""
         needed, on_demand = _needed(catalog, self.refs)
         self._groups: list[Schema] = []
         self._markers: list[Key] = []

@@ -14,7 +14,7 @@ from typing import Any
 from feature_store.errors import FeatureStoreError, InvalidInputError
 from feature_store.expressions.visibility import Status
 from feature_store.retrieval.online import OnlineFeatures, OnlinePlan, check_size
-from feature_store.retrieval.response import OnlineResponse
+from feature_store.retrieval.response import OnlineResponse, Statuses
 from feature_store.serving.answers import ARROW, JSON, JsonAnswers, arrow_stream
 from feature_store.serving.current import Current
 from feature_store.serving.exchange import (
@@ -136,26 +136,33 @@ class OnlineRoute:
         return writer
 
     def _count(self, plan: OnlinePlan, response: OnlineResponse) -> None:
-        """Statuses and newest event time by view. Columns of one view mostly share theirs: each list is seen once."""
+        """Statuses and newest event time by view, whose columns share their event times."""
         rows, metrics = response.rows, self._metrics
         metrics.served(rows)
-        given = len(response.cells) - len(plan.refs)
-        shared: dict[tuple[str, int], int] = {}
-        lists: dict[int, Any] = {}
-        times_of: dict[int, tuple[str, Any]] = {}
-        for ref, (_, statuses, times) in zip(plan.refs, response.cells[given:], strict=True):
-            key = (ref.view, id(statuses))
-            shared[key] = shared.get(key, 0) + 1
-            lists[id(statuses)] = statuses
+        features = response.cells[len(response.cells) - len(plan.refs) :]
+        for view, places in plan.places.items():
+            cells = [features[place] for place in places]
+            marks = [statuses for _, statuses, _ in cells]
+            if uniform := marks.count(Status.PRESENT):
+                metrics.statuses(view, Status.PRESENT, uniform * rows)
+            if uniform < len(marks):
+                self._count_mixed(view, marks, rows)
+            times = cells[0][2]
             if times:
-                times_of[id(times)] = (ref.view, times)
-        for (view, identity), columns in shared.items():
-            statuses = lists[identity]
+                metrics.newest(view, max(times))
+
+    def _count_mixed(self, view: str, marks: list[Statuses], rows: int) -> None:
+        """The columns whose rows are not all PRESENT; those that share a list are counted once."""
+        columns: dict[int, int] = {}
+        lists: dict[int, Statuses] = {}
+        for statuses in marks:
+            if statuses is not Status.PRESENT:
+                columns[id(statuses)] = columns.get(id(statuses), 0) + 1
+                lists[id(statuses)] = statuses
+        for identity, statuses in lists.items():
             if isinstance(statuses, Status):
-                metrics.statuses(view, statuses, rows * columns)
+                self._metrics.statuses(view, statuses, rows * columns[identity])
             else:
                 for status in Status:
                     if found := statuses.count(status):
-                        metrics.statuses(view, status, found * columns)
-        for view, times in times_of.values():
-            metrics.newest(view, max(times))
+                        self._metrics.statuses(view, status, found * columns[identity])
