@@ -18,9 +18,9 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 import pyarrow as pa
 
 from feature_store.errors import MissingExtraError, SettingsError, StoreUnavailableError
-from feature_store.storage.keys import key_codec
+from feature_store.storage.codecs import codecs
 from feature_store.storage.online import Key, Row, Table
-from feature_store.storage.rows import columns_of, items_of, row_codec, to_batch
+from feature_store.storage.rows import columns_of, items_of, to_batch
 
 try:
     import redis
@@ -97,6 +97,7 @@ class RedisOnlineStore:
     def __init__(self, uri: str, project: str) -> None:
         self._server = _open(uri)
         self._project = project
+        self._prefixes: dict[str, bytes] = {}
 
     def create(self, table: Table) -> None:
         """Nothing to do: Redis makes keys as they are written."""
@@ -113,12 +114,12 @@ class RedisOnlineStore:
         plain: list[bytes] = []
         hashes: list[bytes] = []
         for table, keys in requests:
-            (hashes if table.items else plain).extend(self._keys(table, key_codec(table.keys).encode_all(keys)))
+            (hashes if table.items else plain).extend(self._keys(table, codecs(table).keys.encode_all(keys)))
         found, found_items = self._server.fetch(plain, hashes)
         answers: list[list[Answer]] = []
         at, at_items = 0, 0
         for table, keys in requests:
-            decode, count = row_codec(table.values).decode, len(keys)
+            decode, count = codecs(table).rows.decode, len(keys)
             if table.items:
                 answers.append([_items(reply, decode) for reply in found_items[at_items : at_items + count]])
                 at_items += count
@@ -129,7 +130,7 @@ class RedisOnlineStore:
 
     def scan(self, table: Table) -> Iterator[pa.RecordBatch]:
         prefix, columns = self._prefix(table), columns_of(table)
-        keys, decode = key_codec(table.keys), row_codec(table.values).decode
+        _, keys, values = codecs(table)
         seen: set[bytes] = set()
         for found in self._server.scan(prefix + b"*"):
             names = [name for name in dict.fromkeys(found) if name not in seen]
@@ -138,7 +139,7 @@ class RedisOnlineStore:
             for name, items in zip(names, self._rows(table, names), strict=True):
                 key = keys.decode(name[len(prefix) : -1])
                 for item, data in items:
-                    row = decode(data)
+                    row = values.decode(data)
                     rows.append((*key, *row.values, row.event_time, row.created, *item))
             if rows:
                 yield to_batch(columns, rows)
@@ -147,8 +148,8 @@ class RedisOnlineStore:
         self._server.close()
 
     def _write(self, table: Table, rows: pa.Table, keep_from: bytes) -> None:
-        names = self._keys(table, key_codec(table.keys).encode_table(rows))
-        data = row_codec(table.values).encode(rows)
+        _, keys, values = codecs(table)
+        names, data = self._keys(table, keys.encode_table(rows)), values.encode(rows)
         if not table.items:
             self._server.run(_WRITE_ROWS, names, [(row,) for row in data], ())
         else:
@@ -164,8 +165,12 @@ class RedisOnlineStore:
                 yield [] if data is None else [((), data)]
 
     def _prefix(self, table: Table) -> bytes:
-        # Quoted names hold no colon, no brace and none of the signs that mean something in a pattern.
-        return f"fs1:{quote(self._project, safe='@')}:{quote(table.name, safe='@')}:{{".encode()
+        prefix = self._prefixes.get(table.name)
+        if prefix is None:
+            # Quoted names hold no colon, no brace and none of the signs that mean something in a pattern.
+            prefix = f"fs1:{quote(self._project, safe='@')}:{quote(table.name, safe='@')}:{{".encode()
+            self._prefixes[table.name] = prefix
+        return prefix
 
     def _keys(self, table: Table, keys: list[bytes]) -> list[bytes]:
         prefix = self._prefix(table)

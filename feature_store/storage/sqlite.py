@@ -15,9 +15,9 @@ from urllib.parse import parse_qsl
 import pyarrow as pa
 
 from feature_store.errors import SettingsError, StoreUnavailableError
-from feature_store.storage.keys import key_codec
+from feature_store.storage.codecs import codecs
 from feature_store.storage.online import Key, Row, Table
-from feature_store.storage.rows import columns_of, items_of, row_codec, to_batch
+from feature_store.storage.rows import columns_of, items_of, to_batch
 
 _ROWS_A_WRITE = 20_000
 _KEYS_A_QUERY = 512
@@ -37,6 +37,7 @@ class SQLiteOnlineStore:
     def __init__(self, uri: str, project: str) -> None:
         self._file, self._timeout = _parse(uri)
         self._project = project
+        self._names: dict[str, str] = {}
         self._idle: deque[sqlite3.Connection] = deque()
         self._process = os.getpid()
         with self._connection():
@@ -51,7 +52,7 @@ class SQLiteOnlineStore:
             connection.execute(f"DROP TABLE IF EXISTS {self._name(table)}")
 
     def write(self, table: Table, rows: pa.Table, keep_from: bytes | None = None) -> None:
-        codec, values = key_codec(table.keys), row_codec(table.values)
+        _, codec, values = codecs(table)
         for start in range(0, rows.num_rows, _ROWS_A_WRITE):
             part = rows.slice(start, _ROWS_A_WRITE)
             keys, data = codec.encode_table(part), values.encode(part)
@@ -64,7 +65,7 @@ class SQLiteOnlineStore:
                     connection.executemany(self._upsert(table), zip(keys, data, strict=True))
 
     def read(self, requests: Sequence[tuple[Table, Sequence[Key]]]) -> list[list[Answer]]:
-        encoded = [key_codec(table.keys).encode_all(keys) for table, keys in requests]
+        encoded = [codecs(table).keys.encode_all(keys) for table, keys in requests]
         with self._connection() as connection, _transaction(connection, "DEFERRED"):
             return [
                 self._read_items(connection, table, keys) if table.items else self._read_rows(connection, table, keys)
@@ -72,7 +73,7 @@ class SQLiteOnlineStore:
             ]
 
     def scan(self, table: Table) -> Iterator[pa.RecordBatch]:
-        keys, values = key_codec(table.keys), row_codec(table.values)
+        _, keys, values = codecs(table)
         after: tuple[bytes, ...] = (b"", b"") if table.items else (b"",)
         while page := self._page(table, after):
             rows = []
@@ -95,7 +96,7 @@ class SQLiteOnlineStore:
             return _select(connection, query, after)
 
     def _read_rows(self, connection: sqlite3.Connection, table: Table, keys: list[bytes]) -> list[Answer]:
-        decode = row_codec(table.values).decode
+        decode = codecs(table).rows.decode
         found: dict[bytes, Row] = {}
         for part in _chunks(keys):
             query = f"SELECT key, row FROM {self._name(table)} WHERE key IN ({', '.join('?' * len(part))})"
@@ -104,7 +105,7 @@ class SQLiteOnlineStore:
         return [found.get(key) for key in keys]
 
     def _read_items(self, connection: sqlite3.Connection, table: Table, keys: list[bytes]) -> list[Answer]:
-        decode = row_codec(table.values).decode
+        decode = codecs(table).rows.decode
         found: dict[bytes, dict[bytes, Row]] = {}
         for part in _chunks(keys):
             query = f"SELECT key, item, row FROM {self._name(table)} WHERE key IN ({', '.join('?' * len(part))})"
@@ -119,8 +120,12 @@ class SQLiteOnlineStore:
 
     def _name(self, table: Table) -> str:
         """A quoted name of its own for each project and table: SQLite's do not tell cases apart, the digest does."""
-        digest = hashlib.sha256(f"{self._project}\0{table.name}".encode()).hexdigest()[:12]
-        return '"' + f"online.{self._project}.{table.name}.{digest}".replace('"', '""') + '"'
+        name = self._names.get(table.name)
+        if name is None:
+            digest = hashlib.sha256(f"{self._project}\0{table.name}".encode()).hexdigest()[:12]
+            name = '"' + f"online.{self._project}.{table.name}.{digest}".replace('"', '""') + '"'
+            self._names[table.name] = name
+        return name
 
     def _create(self, table: Table) -> str:
         columns, place = ("key BLOB, item BLOB", "key, item") if table.items else ("key BLOB", "key")
