@@ -26,6 +26,7 @@ import pytest
 from pydantic import BaseModel
 
 from feature_store import definitions
+from feature_store.cli import COMMANDS
 from feature_store.definitions.feature import Compute, Feature
 from feature_store.definitions.source import SourceColumn
 from feature_store.settings import Limits, Settings
@@ -207,6 +208,12 @@ def test_every_key_is_documented_and_every_documented_key_exists() -> None:
         keys = set(model.model_fields) - set(base.model_fields if base else ())
         assert set(documented[heading]) == keys, heading
         assert len(documented[heading]) == len(keys), heading
+
+
+def test_every_command_is_documented_and_every_documented_command_exists() -> None:
+    rows = re.findall(r"^\| (`fs .*?) \|", (ROOT / "docs/cli.md").read_text(encoding="utf-8"), re.MULTILINE)
+    named = re.findall(r"`fs ([a-z-]+)", "\n".join(rows))
+    assert sorted(named) == sorted(COMMANDS)
 
 
 def test_the_readmes_map_of_the_house_is_true() -> None:

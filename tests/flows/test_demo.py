@@ -1,0 +1,35 @@
+"""`make demo`, smaller."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.timeout(240)
+def test_the_demo_does_every_step_and_can_be_repeated(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        str(ROOT / "docs/examples/demo.py"),
+        "--events",
+        "5000",
+        "--folder",
+        str(tmp_path / "demo"),
+    ]
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+    steps = ("generate", "apply", "materialize", "serve", "read over HTTP", "push", "historical retrieval", "done")
+    assert all(step in done.stdout for step in steps)
+    assert (tmp_path / "demo/data/training.parquet").is_file()
+
+
+def test_the_demo_removes_nothing_that_it_did_not_make(tmp_path: Path) -> None:
+    (tmp_path / "feature_store.yaml").write_text("project: mine\n")
+    command = [sys.executable, str(ROOT / "docs/examples/demo.py"), "--events", "1000", "--folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0 and "not empty" in done.stdout + done.stderr
+    assert (tmp_path / "feature_store.yaml").read_text() == "project: mine\n"
