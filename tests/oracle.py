@@ -76,9 +76,11 @@ def _float_sum(values: Sequence[float]) -> float:
     return sum(values)
 
 
-def _mean(values: Sequence[Any], n: int | None) -> float | None:
+def _mean(values: Sequence[Any], n: int | None) -> Any:
     if not values:
         return None
+    if isinstance(values[0], decimal.Decimal) and _sum(values, n) == OVERFLOW:
+        return OVERFLOW  # a mean of decimals is of their sum, which has 38 digits
     if isinstance(values[0], float) and not all(map(math.isfinite, values)):
         return sum(values) / len(values)
     return float(sum(map(Fraction, values)) / len(values))

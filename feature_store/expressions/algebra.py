@@ -119,7 +119,7 @@ class Events:
     @cached_property
     def floats(self) -> NDArray[np.float64]:
         """The values as doubles, -0.0 as 0.0."""
-        floats: NDArray[np.float64] = self.values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        floats: NDArray[np.float64] = self.values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         return floats + 0.0
 
     @cached_property
