@@ -41,6 +41,7 @@ from feature_store.serving.requests import (
     read_time,
     typed_table,
 )
+from feature_store.storage.online import OnlineStore
 from feature_store.types import TIMESTAMP, Column, Schema
 
 if TYPE_CHECKING:
@@ -57,7 +58,9 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
 class Service(FastAPI):
     """The application, with what its routes share. One a worker."""
 
-    def __init__(self, store: FeatureStore, metrics_folder: Path | None, log: AccessLog) -> None:
+    def __init__(
+        self, store: FeatureStore, metrics_folder: Path | None, log: AccessLog, reader: OnlineStore | None
+    ) -> None:
         super().__init__(
             title="feature_store",
             description="Online features over HTTP, by Feast's protocol.",
@@ -68,7 +71,7 @@ class Service(FastAPI):
         self.log = log
         self.counters = Metrics(metrics_folder)
         self.reads = Reads(self.counters)
-        self.current = Current(store, self.counters, log)
+        self.current = Current(store, self.counters, log, reader)
         self.most_bytes = int(store.settings.limits.max_body_mb * 2**20)
         self.online_route = OnlineRoute(self.current, self.reads, self.counters, log, self.most_bytes)
         # Long work does not take the threads that short writes need.
@@ -111,12 +114,18 @@ def _method(scope: Scope) -> str:
     return "".join(filter(str.isalpha, scope["method"]))[:16]
 
 
-def create_app(store: FeatureStore, metrics_folder: Path | None = None, log: AccessLog | None = None) -> Service:
+def create_app(
+    store: FeatureStore,
+    metrics_folder: Path | None = None,
+    log: AccessLog | None = None,
+    reader: OnlineStore | None = None,
+) -> Service:
     """The service over a store. It starts, and answers 503, also while the online store or registry is down.
 
     `metrics_folder` is shared by the workers of one service, so that each answers /metrics for all.
+    `reader` is the online store as requests read it, by default the store's own.
     """
-    app = Service(store, metrics_folder, log or AccessLog())
+    app = Service(store, metrics_folder, log or AccessLog(), reader)
     app.add_exception_handler(FeatureStoreError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_failure)

@@ -11,6 +11,7 @@ from feature_store.retrieval.online import OnlineFeatures
 from feature_store.serving.exchange import AccessLog
 from feature_store.serving.metrics import Metrics
 from feature_store.settings import Limits
+from feature_store.storage.online import OnlineStore
 
 if TYPE_CHECKING:
     from feature_store.store import FeatureStore
@@ -27,8 +28,11 @@ class Current:
     A registry that cannot be reached leaves those known; before there are any, requests get its error as a 503.
     """
 
-    def __init__(self, store: FeatureStore, metrics: Metrics, log: AccessLog) -> None:
+    def __init__(
+        self, store: FeatureStore, metrics: Metrics, log: AccessLog, reader: OnlineStore | None = None
+    ) -> None:
         self._store = store
+        self._reader = reader
         self._metrics = metrics
         self._log = log
         self._online: OnlineFeatures | None = None
@@ -61,6 +65,7 @@ class Current:
         self._thread.start()
 
     def stop(self) -> None:
+        """End the thread."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=5)
@@ -69,16 +74,17 @@ class Current:
         """Take over what is applied now."""
         try:
             self._store.refresh()
-            online = self._store.online
+            catalog = self._store.catalog
+            reader = self._reader or self._store.online_store
         except FeatureStoreError as error:
             self._fail(str(error))
         except Exception as error:
             self._fail(f"{type(error).__name__}: {error}")
         else:
             self._error = None
-            if online is not self._online:
-                self._online = online
-                self._log.event("info", "definitions loaded", views=len(online.catalog.views))
+            if self._online is None or self._online.catalog is not catalog:
+                self._online = OnlineFeatures(catalog, reader, self.limits.max_entities)
+                self._log.event("info", "definitions loaded", views=len(catalog.views))
 
     def _fail(self, error: str) -> None:
         if error != self._error:

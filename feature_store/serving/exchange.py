@@ -127,9 +127,12 @@ async def respond(
 
 
 class AccessLog:
-    """A JSON object a line and request. Lines are written together, a fifth of a second late at most."""
+    """A JSON object a line and request. Lines are written together, a fifth of a second late at most.
 
-    def __init__(self, stream: BinaryIO | None = None) -> None:
+    Without `requests` only other events are written."""
+
+    def __init__(self, stream: BinaryIO | None = None, requests: bool = True) -> None:
+        self._requests = requests
         self._stream = sys.stdout.buffer if stream is None else stream
         self._lines: list[str] = []
         self._timer: TimerHandle | None = None
@@ -139,6 +142,8 @@ class AccessLog:
         self, request_id: str, method: str, path: str, status: int, seconds: float, client: Any, extra: str = ""
     ) -> None:
         """One exchange. `path` and `extra` (more members, starting with a comma) are JSON already, inside quotes."""
+        if not self._requests:
+            return
         now = time.time()
         if int(now) != self._second:
             self._second = int(now)

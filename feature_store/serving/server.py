@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import uvicorn
 
+from feature_store.plugins import open_online_store
 from feature_store.serving.app import Service, create_app
 from feature_store.serving.exchange import AccessLog
 from feature_store.store import FeatureStore
@@ -19,6 +21,8 @@ from feature_store.store import FeatureStore
 _REPO, _SETTINGS = "FEATURE_STORE_SERVE_REPO", "FEATURE_STORE_SERVE_SETTINGS"
 _METRICS, _LOG = "FEATURE_STORE_SERVE_METRICS", "FEATURE_STORE_SERVE_ACCESS_LOG"
 _GRACE = 10
+READ_TIMEOUT = 0.5
+"""Seconds that a read of Redis may take."""
 _GC_THRESHOLDS = (50_000, 20, 100)
 
 
@@ -52,10 +56,20 @@ def worker() -> Service:
     """The application of one worker process, which has the process to itself."""
     settings = os.environ[_SETTINGS]
     store = FeatureStore(os.environ[_REPO], settings or None)
-    log = AccessLog() if os.environ[_LOG] else AccessLog(open(os.devnull, "wb"))  # noqa: SIM115 - lives with the process
-    app = create_app(store, Path(os.environ[_METRICS]), log)
+    log = AccessLog(requests=bool(os.environ[_LOG]))
+    reader = open_online_store(impatient(store.settings.online_store), store.project, store.root)
+    app = create_app(store, Path(os.environ[_METRICS]), log, reader)
     app.router.lifespan_context = _settled(app, app.router.lifespan_context)
     return app
+
+
+def impatient(uri: str) -> str:
+    """The URI of the online store as a worker reads it: a Redis that says no time limit gets a short one, because a
+    read on the event loop holds up everybody for so long."""
+    parts = urlsplit(uri)
+    if parts.scheme.partition("+")[0] not in ("redis", "rediss") or "timeout=" in parts.query:
+        return uri
+    return urlunsplit(parts._replace(query="&".join(filter(None, (parts.query, f"timeout={READ_TIMEOUT}")))))
 
 
 def _settled(app: Service, lifespan: Any) -> Any:
