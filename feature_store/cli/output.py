@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from feature_store.cli.explanation import explain
 
 if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
     from feature_store.definitions.difference import Plan
 
 Row = Mapping[str, Any]
-
-_UNBOUNDED = 10_000  # a width that no line reaches: pipes and files get whole lines
 
 
 class Output(Protocol):
@@ -55,54 +55,77 @@ class JsonOutput:
 
 
 class TextOutput:
-    """Tables; whole lines without colour where the stream is no terminal."""
+    """Tables on a terminal; elsewhere the same as whole lines without colour."""
 
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console
 
-        self._terminal = stream.isatty()
-        self._console = Console(
-            file=stream, width=None if self._terminal else _UNBOUNDED, markup=False, highlight=False, emoji=False
-        )
+        self._stream = stream
+        self._console = Console(file=stream, markup=False, highlight=False, emoji=False) if stream.isatty() else None
 
     def rows(
         self, rows: Sequence[Row], columns: Sequence[str], brief: Sequence[Row] | None = None, empty: str = ""
     ) -> None:
         if empty and not rows:
-            self._line(empty, "", "")
+            self._line(empty)
+            return
+        shown = rows if brief is None else brief
+        cells = [[_cell(row[column]) if column in row else "" for column in columns] for row in shown]
+        numbers = [bool(shown) and all(_is_number(row.get(column)) for row in shown) for column in columns]
+        if self._console:
+            self._console.print(_table(columns, cells, numbers))
         else:
-            self._table(rows if brief is None else brief, columns)
-
-    def _table(self, rows: Sequence[Row], columns: Sequence[str]) -> None:
-        from rich import box
-        from rich.table import Table
-
-        table = Table(box=box.SIMPLE_HEAD if self._terminal else None, pad_edge=False, header_style="bold")
-        for column in columns:
-            numbers = all(isinstance(row.get(column), (int, float, type(None))) for row in rows)
-            table.add_column(column, justify="right" if numbers and rows else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(_cell(row.get(column)) for column in columns))
-        self._console.print(table)
+            self._stream.writelines(_lines([list(columns), *cells], numbers))
 
     def record(self, record: Row) -> None:
         listings = {key: value for key, value in record.items() if _is_listing(value)}
         width = max((len(key) for key in record if key not in listings), default=0)
         for key, value in record.items():
             if key not in listings:
-                self._line(f"{key:<{width}}  ", "bold", _cell(value))
+                self._line(f"{key:<{width}}  ", "bold", "-" if value is None else _cell(value))
         for key, rows in listings.items():
-            self._line(f"\n{key}", "bold", "")
+            self._line("")
+            self._line(key, "bold")
             self.rows(rows, list(dict.fromkeys(column for row in rows for column in row)))
 
     def plan(self, plan: Plan, done: bool) -> None:
         for line in explain(plan, done):
-            self._line(line.text, line.style, "")
+            self._line(line.text, line.style)
 
-    def _line(self, styled: str, style: str, rest: str) -> None:
+    def _line(self, styled: str, style: str = "", rest: str = "") -> None:
+        if self._console is None:
+            self._stream.write(f"{styled}{rest}".rstrip() + "\n")
+            return
         from rich.text import Text
 
         self._console.print(Text.assemble((styled, style), rest), soft_wrap=True)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[bool]) -> RichTable:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column, right in zip(columns, numbers, strict=True):
+        whole = column in ("kind", "name")
+        table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=whole)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _lines(rows: Sequence[Sequence[str]], numbers: Sequence[bool]) -> Iterator[str]:
+    """Columns two spaces apart, as wide as their widest cell; line breaks in cells become spaces."""
+    from rich.cells import cell_len
+
+    rows = [[" ".join(cell.splitlines()) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        padded = []
+        for cell, width, right in zip(row, widths, numbers, strict=True):
+            space = " " * (width - cell_len(cell))
+            padded.append(space + cell if right else cell + space)
+        yield "  ".join(padded).rstrip() + "\n"
 
 
 def plain(value: Any) -> Any:
@@ -129,17 +152,21 @@ def _infinity(value: float) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A value in a table; nothing for null."""
+    """A value in a table."""
     value = plain(value)
-    if value is None:
-        return ""
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping) and all(item == "" for item in value.values()):
         return ", ".join(value)  # tags given as a list
     if isinstance(value, list) and all(isinstance(item, (str, int)) for item in value):
         return ", ".join(map(str, value))
+    if isinstance(value, list) and all(isinstance(item, list) and len(item) == 2 for item in value):
+        return ", ".join(f"{name} {type_}" for name, type_ in value)  # a schema
     return json.dumps(value, ensure_ascii=False)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
 def _is_listing(value: Any) -> bool:

@@ -86,5 +86,5 @@ def _joined(edges: Iterable[Mapping[str, Any]]) -> Any:
 
 
 def _point(point: Mapping[str, Any]) -> str:
-    kind = {"source": "", "feature_view": ""}.get(point["kind"], f" ({point['kind'].replace('_', ' ')})")
+    kind = {"request": " (request)", "feature_service": " (service)"}.get(point["kind"], "")
     return f"{point['name']}{':' + point['column'] if point['column'] else ''}{kind}"

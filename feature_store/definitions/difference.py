@@ -36,6 +36,10 @@ class Stored:
         rows = "stored rows" if self.rows is None else f"{self.rows:,} stored row{'' if self.rows == 1 else 's'}"
         return f"{rows} up to {to_iso(self.through)}" if self.through is not None else rows
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; the time is ISO 8601."""
+        return {"rows": self.rows, "through": None if self.through is None else to_iso(self.through)}
+
 
 @dataclass(frozen=True, slots=True)
 class FieldChange:
@@ -81,7 +85,7 @@ class PlannedChange:
             "destructive": self.destructive,
             "affects": [{"kind": kind, "name": name} for kind, name in self.affects],
             "because": [{"kind": kind, "name": name} for kind, name in self.because],
-            "stored": {"rows": self.stored.rows, "through": self.stored.through} if self.stored else None,
+            "stored": self.stored.to_dict() if self.stored else None,
         }
 
 
