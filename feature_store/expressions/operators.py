@@ -86,6 +86,7 @@ def _add(
     checked: bool = False,
     partial: bool = False,
     check: Callable[..., str | None] | None = None,
+    into: dict[str, list[Operator]] = OPERATORS,
 ) -> None:
     match = _SIGNATURE.fullmatch(signature)
     assert match, signature
@@ -104,7 +105,7 @@ def _add(
         check,
     )
     for each in (name, *aliases):
-        OPERATORS.setdefault(each, []).append(operator)
+        into.setdefault(each, []).append(operator)
 
 
 def _not_negative(*constants: Any) -> str | None:
@@ -129,7 +130,7 @@ _UNITS = ("SECOND", "MINUTE", "HOUR", "DAY", "WEEK", "MONTH", "QUARTER", "YEAR")
 
 
 def _unit(unit: str, _: Any) -> str | None:
-    return None if unit in _UNITS else f"the unit must be one of {', '.join(map(repr, _UNITS))}, in capitals"
+    return None if unit in _UNITS else f"the unit must be one of {', '.join(_UNITS)}"
 
 
 def _whole_days(_: Any, interval: int) -> str | None:
@@ -382,8 +383,6 @@ _add(
     "(epoch_us(date_trunc('second', {0})) // 1000000)",
     "unix_seconds({0})",
     "{0} // 1000000",
-    "unix_timestamp",
-    "to_unix_timestamp",
 )
 _add(
     "unix_millis(TIMESTAMP) INT64",
@@ -426,6 +425,43 @@ _add(
     partial=True,
 )
 _add("array(T...) ARRAY<T>", "list_value({*})", "array({*})", None)
+
+# Aggregates of queries. {distinct} and {over} stand where DISTINCT and a window go. NaN counts as NULL: whoever binds
+# a call passes floats through nullif(x, NaN).
+AGGREGATES: dict[str, list[Operator]] = {}
+for _type in ("INT64", "FLOAT64"):
+    _sum = "sum({distinct}{0}){over}"
+    _add(f"sum({_type}) {_type}", f"CAST({_sum} AS BIGINT)" if _type == "INT64" else _sum, _sum, None, into=AGGREGATES)
+_add("count(T) INT64", "count({distinct}{0}){over}", "same", None, into=AGGREGATES)
+_add("avg(FLOAT64) FLOAT64", "avg({distinct}{0}){over}", "same", None, "mean", into=AGGREGATES)
+for _name in ("min", "max"):
+    for _type in ("K", "FLOAT64"):
+        _add(f"{_name}({_type}) {_type}", f"{_name}({{0}}){{over}}", "same", None, into=AGGREGATES)
+for _name, _aliases in (
+    ("var_pop", ()),
+    ("var_samp", ("variance",)),
+    ("stddev_pop", ()),
+    ("stddev_samp", ("stddev", "std")),
+):
+    _add(f"{_name}(FLOAT64) FLOAT64", f"{_name}({{0}}){{over}}", "same", None, *_aliases, into=AGGREGATES)
+_add("count_if(BOOL) INT64", "count(CASE WHEN {0} THEN 1 END){over}", "same", None, into=AGGREGATES)
+_add("bool_and(BOOL) BOOL", "bool_and({0}){over}", "same", None, "every", into=AGGREGATES)
+_add("bool_or(BOOL) BOOL", "bool_or({0}){over}", "same", None, "some", into=AGGREGATES)
+_add("percentile(FLOAT64, =FLOAT64) FLOAT64", "quantile_cont({0}, {1}){over}", "percentile({0}, {1}){over}", None, into=AGGREGATES)
+_add("median(FLOAT64) FLOAT64", "quantile_cont({0}, 0.5){over}", "percentile({0}, 0.5){over}", None, into=AGGREGATES)
+for _name, _duckdb in (("max_by", "arg_max_null"), ("min_by", "arg_min_null")):
+    _add(f"{_name}(T, K) T", f"{_duckdb}({{0}}, {{1}}){{over}}", f"{_name}({{0}}, {{1}}){{over}}", None, into=AGGREGATES)
+
+# Functions that only windows have.
+WINDOWED: dict[str, list[Operator]] = {}
+for _name in ("row_number", "rank", "dense_rank"):
+    _add(f"{_name}() INT64", f"{_name}(){{over}}", f"CAST({_name}(){{over}} AS BIGINT)", None, into=WINDOWED)
+for _name in ("lag", "lead"):
+    _add(f"{_name}(T) T", f"{_name}({{0}}){{over}}", "same", None, into=WINDOWED)
+    _add(
+        f"{_name}(T, =INT64) T", f"{_name}({{0}}, {{1}}){{over}}", f"{_name}({{0}}, CAST({{1}} AS INT)){{over}}", None,
+        into=WINDOWED,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -606,8 +642,6 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(["hash", "xxhash64", "crc32"], _HASH),
     "weekday": _WEEKDAY,
     "day_of_week": _WEEKDAY,
-    "from_unixtime": "its text depends on a pattern language and a time zone. Use timestamp_seconds",
-    "date_format": "engines read date patterns differently. Use year, month, hour, ..., or cast to STRING",
     "typeof": "type names differ by engine",
     "bround": "engines differ on rounding half to even. Use round (half away from zero)",
 }

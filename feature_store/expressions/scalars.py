@@ -11,7 +11,7 @@ What operators there are and what they mean is the table in `operators`.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlglot import exp, parse_one
@@ -33,7 +33,7 @@ from feature_store.expressions.operators import (
     Parameter,
 )
 from feature_store.expressions.row_compiler import compile_all, compile_rows
-from feature_store.expressions.tree import Call, Case, Cast, Literal, Ref, Scalar
+from feature_store.expressions.tree import Call, Case, Cast, Literal, Ref, Scalar, Text
 from feature_store.types import BOOL, DATE, FLOAT64, INT64, STRING, TIMESTAMP, Schema, Type, array, decimal
 
 __all__ = [
@@ -41,7 +41,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-class _Bare(Spark):
+class Bare(Spark):
     """Spark's grammar without sqlglot's knowledge of functions: a call stays its name and arguments. Our type names are known."""
 
     class Tokenizer(Spark.Tokenizer):
@@ -85,8 +85,8 @@ _MICROS |= {"DAY": row_functions.DAY, "WEEK": 7 * row_functions.DAY}
 def bind(text: str, schema: Schema) -> Scalar:
     """The typed tree of `text` over the columns of `schema`; `ExpressionError` says what is wrong and what to do."""
     try:
-        tree = parse_one(text, read=_Bare)
-        scalar = _Binder(schema).bind(tree)
+        tree = parse_one(text, read=Bare)
+        scalar = Binder(schema).bind(tree)
         if scalar.type == NULL:
             raise ExpressionError("a bare NULL has no type", hint="Write for example CAST(NULL AS INT64)")
         if scalar.type == INTERVAL:
@@ -103,9 +103,16 @@ def bind(text: str, schema: Schema) -> Scalar:
     return scalar
 
 
-class _Binder:
+class Binder:
+    """Binds the nodes of a parsed expression. `lenient` converts STRING to and from other types as Spark does."""
+
+    lenient = False
+
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
+
+    def call(self, name: str, operands: Sequence[Scalar]) -> Scalar:
+        return call(name, operands, self.lenient)
 
     def bind(self, node: exp.Expr) -> Scalar:
         for refused, reason in _REFUSED_NODES.items():
@@ -114,7 +121,7 @@ class _Binder:
                 raise ExpressionError(f"{node.sql('spark')}: {what}", hint=hint or None)
         name = _BINARY.get(type(node))
         if name:
-            return call(name, [self.bind(node.this), self.bind(node.expression)])
+            return self.call(name, [self.bind(node.this), self.bind(node.expression)])
         method = getattr(self, f"_{type(node).__name__.lower()}", None)
         if method is None:
             raise ExpressionError(f"{node.sql('spark')} is not supported in a scalar expression")
@@ -154,30 +161,30 @@ class _Binder:
         operand = self.bind(node.this)
         if isinstance(operand, Literal) and operand.type.kind in ("INTERVAL", "FLOAT64"):
             return Literal(operand.type, -operand.value)
-        return call("negative", [operand])
+        return self.call("negative", [operand])
 
     def _not(self, node: exp.Not) -> Scalar:
-        return call("not", [self.bind(node.this)])
+        return self.call("not", [self.bind(node.this)])
 
     def _is(self, node: exp.Is) -> Scalar:
         operand = self.bind(node.this)
         if isinstance(node.expression, exp.Null):
-            return call("isnull", [operand])
+            return self.call("isnull", [operand])
         if isinstance(node.expression, exp.Boolean):
-            return call("<=>", [operand, self.bind(node.expression)])
+            return self.call("<=>", [operand, self.bind(node.expression)])
         raise ExpressionError(f"{node.sql('spark')}: IS takes NULL, TRUE or FALSE")
 
     def _nullsafeneq(self, node: exp.NullSafeNEQ) -> Scalar:
-        return call("not", [call("<=>", [self.bind(node.this), self.bind(node.expression)])])
+        return self.call("not", [self.call("<=>", [self.bind(node.this), self.bind(node.expression)])])
 
     def _in(self, node: exp.In) -> Scalar:
         if node.args.get("query"):
             return self.bind(node.args["query"])  # which refuses it
-        return call("in", [self.bind(node.this), *map(self.bind, node.expressions)])
+        return self.call("in", [self.bind(node.this), *map(self.bind, node.expressions)])
 
     def _between(self, node: exp.Between) -> Scalar:
         value, low, high = (self.bind(node.args[name]) for name in ("this", "low", "high"))
-        return call("and", [call(">=", [value, low]), call("<=", [value, high])])
+        return self.call("and", [self.call(">=", [value, low]), self.call("<=", [value, high])])
 
     def _if(self, node: exp.If) -> Scalar:
         otherwise = node.args.get("false")
@@ -189,7 +196,7 @@ class _Binder:
         branches = []
         for branch in node.args["ifs"]:
             when = self.bind(branch.this)
-            branches.append((call("=", [subject, when]) if subject else when, self.bind(branch.args["true"])))
+            branches.append((self.call("=", [subject, when]) if subject else when, self.bind(branch.args["true"])))
         default = node.args.get("default")
         return _case(branches, self.bind(default) if default else Literal(NULL, None))
 
@@ -218,29 +225,112 @@ class _Binder:
         rewrite = _REWRITES.get(name)
         operands = [self.bind(operand) for operand in node.expressions]
         if rewrite:
-            takes, build = rewrite
-            if len(operands) != takes:
-                raise ExpressionError(f"{name} takes {takes} arguments, not {len(operands)}")
-            return build(*operands)
-        return call(name, operands)
+            least, most, build = rewrite
+            if not least <= len(operands) <= most:
+                raise ExpressionError(f"{name} does not take {len(operands)} arguments")
+            return build(self.call, *operands)
+        return self.call(name, operands)
 
 
-def _nullif(value: Scalar, other: Scalar) -> Scalar:
+_Caller = Callable[[str, Sequence[Scalar]], Scalar]
+
+
+def _nullif(call: _Caller, value: Scalar, other: Scalar) -> Scalar:
     return _case([(call("=", [value, other]), Literal(NULL, None))], value)
 
 
-def _nvl2(value: Scalar, there: Scalar, missing: Scalar) -> Scalar:
+def _nvl2(call: _Caller, value: Scalar, there: Scalar, missing: Scalar) -> Scalar:
     return _case([(call("isnull", [value]), missing)], there)
 
 
-_REWRITES: dict[str, tuple[int, Any]] = {
-    "nullif": (2, _nullif),
-    "nvl2": (3, _nvl2),
-    "isnotnull": (1, lambda value: call("not", [call("isnull", [value])])),
-    "date": (1, lambda value: cast(value, DATE)),
-    "to_date": (1, lambda value: cast(value, DATE)),
-    "timestamp": (1, lambda value: cast(value, TIMESTAMP)),
-    "to_timestamp": (1, lambda value: cast(value, TIMESTAMP)),
+def _to(type_: Type) -> Callable[..., Scalar]:
+    """A cast, of a text by a pattern if one is given."""
+
+    def build(call: _Caller, value: Scalar, pattern: Scalar | None = None) -> Scalar:
+        return cast(_by_pattern(call, value, pattern) if pattern else value, type_)
+
+    return build
+
+
+# The parts of the text of a timestamp, 2024-01-31 10:20:30, by the letters that Spark's patterns have for them.
+_PARTS = {"yyyy": (1, 4), "MM": (6, 2), "dd": (9, 2), "HH": (12, 2), "mm": (15, 2), "ss": (18, 2)}
+_PATTERN = re.compile(r"yyyy|MM|dd|HH|mm|ss|'[^']*'|[^A-Za-z']+")
+
+
+def _pattern_of(scalar: Scalar) -> list[str]:
+    pattern = scalar.value if isinstance(scalar, Literal) and scalar.type == STRING else None
+    pieces = _PATTERN.findall(pattern or "")
+    if not pattern or "".join(pieces) != pattern:
+        raise ExpressionError(
+            f"{pattern!r} is not a date pattern that all engines read alike",
+            hint="It must be a constant of yyyy, MM, dd, HH, mm, ss and punctuation",
+        )
+    return pieces
+
+
+def _date_format(call: _Caller, value: Scalar, pattern: Scalar) -> Scalar:
+    """The text of a timestamp by a pattern: pieces of its standard text."""
+    if value.type not in (TIMESTAMP, DATE, STRING):
+        raise ExpressionError(f"date_format takes a TIMESTAMP, DATE or STRING, not {value.type}")
+    text = cast(cast(value, TIMESTAMP), STRING)
+    pieces = [
+        call("substring", [text, *(Literal(INT64, at) for at in _PARTS[piece])])
+        if piece in _PARTS
+        else Literal(STRING, piece.strip("'"))
+        for piece in _pattern_of(pattern)
+    ]
+    return call("concat", pieces)
+
+
+def _by_pattern(call: _Caller, value: Scalar, pattern: Scalar) -> Scalar:
+    """A text read by a pattern, as ISO 8601; NULL where it is not of its form."""
+    form, found, at = "", {}, 1
+    for piece in _pattern_of(pattern):
+        length = len(piece.strip("'"))
+        found[piece] = call("substring", [value, Literal(INT64, at), Literal(INT64, length)])
+        form += "_" * length if piece in _PARTS else re.sub(r"([%_\\])", r"\\\1", piece.strip("'"))
+        at += length
+    parts: list[Scalar] = []
+    for name, before, default in zip(_PARTS, ("", "-", "-", " ", ":", ":"), ("1970", "01", "01", *["00"] * 3), strict=True):
+        parts += [Literal(STRING, before), found.get(name, Literal(STRING, default))]
+    fits = call("like", [value, Literal(STRING, form)])
+    return _case([(fits, call("concat", parts))], Literal(NULL, None))
+
+
+def _from_unixtime(call: _Caller, seconds: Scalar, pattern: Scalar | None = None) -> Scalar:
+    time = call("timestamp_seconds", [seconds])
+    return _date_format(call, time, pattern) if pattern else cast(time, STRING)
+
+
+def _unix_timestamp(call: _Caller, value: Scalar, pattern: Scalar | None = None) -> Scalar:
+    time = cast(_by_pattern(call, value, pattern) if pattern else value, TIMESTAMP)
+    return call("unix_seconds", [time])
+
+
+_SPARK_UNITS = {"YYYY": "YEAR", "YY": "YEAR", "MON": "MONTH", "MM": "MONTH", "DD": "DAY"}
+
+
+def _date_trunc(call: _Caller, unit: Scalar, value: Scalar) -> Scalar:
+    if isinstance(unit, Literal) and unit.type == STRING:
+        name = unit.value.upper()
+        unit = Literal(STRING, _SPARK_UNITS.get(name, name))
+    return call("date_trunc", [unit, value])
+
+
+_REWRITES: dict[str, tuple[int, int, Callable[..., Scalar]]] = {
+    "nullif": (2, 2, _nullif),
+    "nvl2": (3, 3, _nvl2),
+    "isnotnull": (1, 1, lambda call, value: call("not", [call("isnull", [value])])),
+    "date": (1, 1, _to(DATE)),
+    "to_date": (1, 2, _to(DATE)),
+    "timestamp": (1, 1, _to(TIMESTAMP)),
+    "to_timestamp": (1, 2, _to(TIMESTAMP)),
+    "date_format": (2, 2, _date_format),
+    "from_unixtime": (1, 2, _from_unixtime),
+    "unix_timestamp": (1, 2, _unix_timestamp),
+    "to_unix_timestamp": (1, 2, _unix_timestamp),
+    "date_trunc": (2, 2, _date_trunc),
+    "trunc": (2, 2, lambda call, value, unit: cast(_date_trunc(call, unit, value), DATE)),
 }
 
 
@@ -270,17 +360,25 @@ def _type_of(node: exp.DataType) -> Type:
         raise ExpressionError(error.message, hint=error.hint) from None
 
 
-def call(name: str, operands: Sequence[Scalar]) -> Scalar:
-    """An operator of the table on these operands, converted where that loses nothing; `ExpressionError` if none fits."""
+def call(name: str, operands: Sequence[Scalar], lenient: bool = False) -> Scalar:
+    """An operator of the table on these operands, converted where that loses nothing; `ExpressionError` if none fits.
+
+    `lenient` also converts STRING to times and numbers in comparisons, and to times elsewhere, as Spark does."""
     candidates = OPERATORS.get(name)
     if not candidates:
         hint = nearest(name, [*OPERATORS, *_REWRITES]) or "Use sql for what scalar expressions lack"
         raise ExpressionError(f'no function "{name}"', hint=hint)
-    for operator in candidates:
-        matched = _match(operator, operands)
-        if matched:
-            _check(operator, matched[0])
-            return Call(matched[1], operator, matched[0])
+    return resolve(candidates, name, operands, lenient)
+
+
+def resolve(candidates: Sequence[Operator], name: str, operands: Sequence[Scalar], lenient: bool = False) -> Call:
+    """A call of the first of `candidates` that takes the operands."""
+    for leniently in (False, True) if lenient else (False,):
+        for operator in candidates:
+            matched = _match(operator, operands, leniently)
+            if matched:
+                _check(operator, matched[0])
+                return Call(matched[1], operator, matched[0])
     given = ", ".join("NULL" if operand.type == NULL else str(operand.type) for operand in operands)
     known = " or ".join(dict.fromkeys(operator.signature for operator in candidates))
     raise ExpressionError(f"{name}({given}) is not defined", hint=f"There is {known}. Cast the operands")
@@ -293,20 +391,20 @@ def _check(operator: Operator, operands: Sequence[Scalar]) -> None:
         raise ExpressionError(f"{operator.name}: {wrong}")
 
 
-def _match(operator: Operator, operands: Sequence[Scalar]) -> tuple[tuple[Scalar, ...], Type] | None:
+def _match(operator: Operator, operands: Sequence[Scalar], lenient: bool) -> tuple[tuple[Scalar, ...], Type] | None:
     """The operands as the operator takes them and the type it gives, or None if it does not take them."""
     takes = operator.takes
     if operator.variadic and operands:
         takes = takes + (takes[-1],) * (len(operands) - len(takes))
     if len(takes) != len(operands):
         return None
-    variable = _variable(takes, operands)
+    variable = _variable(takes, operands, lenient)
     if variable is None:
         return None
     converted = []
     for parameter, operand in zip(takes, operands, strict=True):
         target = _target(parameter, variable)
-        fits = _promote(operand, target)
+        fits = _promote(operand, target) or (_convert(operand, target) if lenient else None)
         if fits is None or (parameter.constant and (not isinstance(fits, Literal) or fits.value is None)):
             return None
         converted.append(fits)
@@ -318,7 +416,7 @@ def _target(parameter: Parameter, variable: Type) -> Type:
     return array(type_) if parameter.in_array else type_
 
 
-def _variable(takes: Sequence[Parameter], operands: Sequence[Scalar]) -> Type | None:
+def _variable(takes: Sequence[Parameter], operands: Sequence[Scalar], lenient: bool) -> Type | None:
     """What the type variable stands for (NULL where there is none), or None if no type will do."""
     bound: list[Scalar] = []
     for parameter, operand in zip(takes, operands, strict=True):
@@ -330,8 +428,8 @@ def _variable(takes: Sequence[Parameter], operands: Sequence[Scalar]) -> Type | 
             bound.append(operand)
     if not bound:
         return NULL
-    common = _common(bound)
     exact = any(parameter.variable == "K" for parameter in takes)
+    common = _common(bound) or (_compared(bound) if lenient and exact else None)
     return None if common is None or (exact and (common.is_float or common.item or common == INTERVAL)) else common
 
 
@@ -355,6 +453,21 @@ def _common(scalars: Sequence[Scalar]) -> Type | None:
         item = _common([Ref(type_.item, "") for type_ in types if type_.item])
         return array(item) if item else None
     return None
+
+
+def _compared(scalars: Sequence[Scalar]) -> Type | None:
+    """What STRINGs become beside another type in a comparison."""
+    others = [scalar for scalar in scalars if scalar.type != STRING]
+    common = _common(others) if others else None
+    return common if common and (common in (DATE, TIMESTAMP) or common.is_integer) else None
+
+
+def _convert(scalar: Scalar, target: Type) -> Scalar | None:
+    """Spark's implicit conversions of STRING, and to it."""
+    readable = scalar.type == STRING and target in (DATE, TIMESTAMP, INT64, FLOAT64)
+    writable = target == STRING and (scalar.type.is_integer or scalar.type in (DATE, TIMESTAMP, BOOL))
+    narrows = scalar.type == TIMESTAMP and target == DATE
+    return cast(scalar, target) if readable or writable or narrows else None
 
 
 def _common_decimal(scalars: Sequence[Scalar]) -> Type | None:
@@ -443,16 +556,18 @@ def to_sql(scalar: Scalar, dialect: str = "duckdb") -> str:
     Columns are taken to have the types they were bound with."""
     if dialect not in ("duckdb", "spark"):
         raise ExpressionError(f'no SQL dialect "{dialect}"', hint="There are duckdb and spark")
-    return _Writer(dialect).write(scalar)
+    return Writer(dialect).write(scalar)
 
 
-class _Writer:
+class Writer:
     def __init__(self, dialect: str) -> None:
         self.dialect = dialect
 
     def write(self, node: Scalar) -> str:
         if isinstance(node, Ref):
-            return self._quoted(node.name)
+            return f"{self.quoted(node.table)}.{self.quoted(node.name)}" if node.table else self.quoted(node.name)
+        if isinstance(node, Text):
+            return node.text
         if isinstance(node, Literal):
             return self._literal(node.type, node.value)
         if isinstance(node, Cast):
@@ -461,13 +576,17 @@ class _Writer:
             branches = "".join(f" WHEN {self.write(when)} THEN {self.write(then)}" for when, then in node.branches)
             return f"CASE{branches} ELSE {self.write(node.default)} END"
         assert isinstance(node, Call)
+        return self.call(node)
+
+    def call(self, node: Call, **marks: str) -> str:
+        """`marks` fill what else the operator's template names."""
         template = node.operator.duckdb if self.dialect == "duckdb" else node.operator.spark
         places = [f"{{{index}}}" for index in range(len(node.operands))]
         for mark, text in (("{*}", ", ".join(places)), ("{+}", ", ".join(places[1:])), ("{||}", " || ".join(places))):
             template = template.replace(mark, text)
-        return template.format(*map(self.write, node.operands))
+        return template.format(*map(self.write, node.operands), **marks)
 
-    def _quoted(self, name: str) -> str:
+    def quoted(self, name: str) -> str:
         quote = '"' if self.dialect == "duckdb" else "`"
         return quote + name.replace(quote, quote * 2) + quote
 

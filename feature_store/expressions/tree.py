@@ -28,9 +28,10 @@ class Scalar:
 
 @dataclass(frozen=True)
 class Ref(Scalar):
-    """A column by name."""
+    """A column by name; in queries, of a table by its alias."""
 
     name: str
+    table: str = ""
 
     @cached_property
     def columns(self) -> frozenset[str]:
@@ -84,3 +85,11 @@ class Case(Scalar):
     @property
     def children(self) -> tuple[Scalar, ...]:
         return (*(side for branch in self.branches for side in branch), self.default)
+
+
+@dataclass(frozen=True)
+class Text(Scalar):
+    """SQL that is written already, in queries only: an aggregate, a subquery. `reads` are the columns in it."""
+
+    text: str
+    reads: tuple[Ref, ...] = ()

@@ -154,7 +154,7 @@ REFUSALS = [
     ("t >= 'yesterday'", "is no TIMESTAMP"), ("case when i then 1 end", "must be BOOL"), ("if(b, 1, 'x')", "in common"),
     ("round(x, i)", "not defined"), ("s like u", "not defined"), (r"s like 'a\\b'", "backslash"), ("s ilike 'a'", "lower"),
     ("99999999999999999999", "64 bits"), ("abs()", "not defined"), ("abs(i, j)", "not defined"), ("x div 2.0", "not defined"),
-    ("date_trunc('day', t)", "capitals"), ("i; j", "not supported"), ("", "No expression"), ("x ->> 'a'", "not supported"), ("weekday(t)", "dayofweek"),
+    ("date_trunc('fortnight', t)", "unit"), ("i; j", "not supported"), ("", "No expression"), ("x ->> 'a'", "not supported"), ("weekday(t)", "dayofweek"),
     ("d + interval 1 hour", "whole days"), ("hash(s)", "md5"), ("least(a, a)", "not defined"), ("i = true", "Cast"),
 ]  # fmt: skip
 
