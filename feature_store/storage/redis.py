@@ -11,6 +11,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import chain
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
@@ -193,7 +194,7 @@ class _Server:
 
     def __init__(self, uri: str, options: Mapping[str, Any]) -> None:
         self._pool = redis.ConnectionPool.from_url(uri, **options)
-        self._pool.make_connection()  # takes no connection yet, but refuses unknown options
+        self._new()  # connects to nothing yet, but refuses unknown options
         self._idle: deque[Connection] = deque()
         self._process = os.getpid()
         self._where = _where(uri)
@@ -265,7 +266,11 @@ class _Server:
         try:
             return self._idle.pop()
         except IndexError:
-            return self._pool.make_connection()
+            return self._new()
+
+    def _new(self) -> Connection:
+        # Not the pool's own make_connection: that counts, and these connections never go back to the pool.
+        return self._pool.connection_class(**self._pool.connection_kwargs)
 
 
 class _Cluster:
@@ -350,13 +355,19 @@ def _run_on_nodes(client: ClusterClient, script: str, calls: list[tuple[bytes, A
 def _script_calls(
     script: str, names: list[bytes], arguments: Sequence[Arguments], first: Arguments
 ) -> Iterator[Arguments]:
-    digest = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+    digest = _digest(script)
     largest = max(len(row) for *_, row in arguments) if arguments else 0
     step = max(1, min(_ROWS_A_SCRIPT, _BYTES_A_SCRIPT // (largest + 1)))
     for start in range(0, len(names), step):
         part = names[start : start + step]
         values = chain.from_iterable(arguments[start : start + step])
         yield ("EVALSHA", digest, len(part), *part, *first, *values)
+
+
+@cache
+def _digest(script: str) -> str:
+    """The name of a script in the server."""
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
 def _send_all(connection: Connection, commands: list[Arguments]) -> list[Any]:
