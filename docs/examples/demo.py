@@ -99,7 +99,8 @@ class Demo:
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    table = Table(title=title, title_justify="left", header_style="bold")
+    console.print(f"[bold]{title}[/]")
+    table = Table(header_style="bold")
     for column in columns:
         table.add_column(column)
     for row in rows:
