@@ -447,10 +447,18 @@ for _name, _aliases in (
 _add("count_if(BOOL) INT64", "count(CASE WHEN {0} THEN 1 END){over}", "same", None, into=AGGREGATES)
 _add("bool_and(BOOL) BOOL", "bool_and({0}){over}", "same", None, "every", into=AGGREGATES)
 _add("bool_or(BOOL) BOOL", "bool_or({0}){over}", "same", None, "some", into=AGGREGATES)
-_add("percentile(FLOAT64, =FLOAT64) FLOAT64", "quantile_cont({0}, {1}){over}", "percentile({0}, {1}){over}", None, into=AGGREGATES)
+_add(
+    "percentile(FLOAT64, =FLOAT64) FLOAT64",
+    "quantile_cont({0}, {1}){over}",
+    "percentile({0}, {1}){over}",
+    None,
+    into=AGGREGATES,
+)
 _add("median(FLOAT64) FLOAT64", "quantile_cont({0}, 0.5){over}", "percentile({0}, 0.5){over}", None, into=AGGREGATES)
 for _name, _duckdb in (("max_by", "arg_max_null"), ("min_by", "arg_min_null")):
-    _add(f"{_name}(T, K) T", f"{_duckdb}({{0}}, {{1}}){{over}}", f"{_name}({{0}}, {{1}}){{over}}", None, into=AGGREGATES)
+    _add(
+        f"{_name}(T, K) T", f"{_duckdb}({{0}}, {{1}}){{over}}", f"{_name}({{0}}, {{1}}){{over}}", None, into=AGGREGATES
+    )
 
 # Functions that only windows have.
 WINDOWED: dict[str, list[Operator]] = {}

@@ -11,7 +11,7 @@ What operators there are and what they mean is the table in `operators`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlglot import exp, parse_one
@@ -291,7 +291,9 @@ def _by_pattern(call: _Caller, value: Scalar, pattern: Scalar) -> Scalar:
         form += "_" * length if piece in _PARTS else re.sub(r"([%_\\])", r"\\\1", piece.strip("'"))
         at += length
     parts: list[Scalar] = []
-    for name, before, default in zip(_PARTS, ("", "-", "-", " ", ":", ":"), ("1970", "01", "01", *["00"] * 3), strict=True):
+    for name, before, default in zip(
+        _PARTS, ("", "-", "-", " ", ":", ":"), ("1970", "01", "01", *["00"] * 3), strict=True
+    ):
         parts += [Literal(STRING, before), found.get(name, Literal(STRING, default))]
     fits = call("like", [value, Literal(STRING, form)])
     return _case([(fits, call("concat", parts))], Literal(NULL, None))
@@ -398,42 +400,45 @@ def _match(operator: Operator, operands: Sequence[Scalar], lenient: bool) -> tup
         takes = takes + (takes[-1],) * (len(operands) - len(takes))
     if len(takes) != len(operands):
         return None
-    variable = _variable(takes, operands, lenient)
-    if variable is None:
+    variables = _variables(takes, operands, lenient)
+    if variables is None:
         return None
     converted = []
     for parameter, operand in zip(takes, operands, strict=True):
-        target = _target(parameter, variable)
+        target = _target(parameter, variables)
         fits = _promote(operand, target) or (_convert(operand, target) if lenient else None)
         if fits is None or (parameter.constant and (not isinstance(fits, Literal) or fits.value is None)):
             return None
         converted.append(fits)
-    return tuple(converted), _target(operator.gives, variable)
+    return tuple(converted), _target(operator.gives, variables)
 
 
-def _target(parameter: Parameter, variable: Type) -> Type:
-    type_ = parameter.type or variable
+def _target(parameter: Parameter, variables: Mapping[str, Type]) -> Type:
+    type_ = parameter.type or variables[parameter.variable]
     return array(type_) if parameter.in_array else type_
 
 
-def _variable(takes: Sequence[Parameter], operands: Sequence[Scalar], lenient: bool) -> Type | None:
-    """What the type variable stands for (NULL where there is none), or None if no type will do."""
-    bound: list[Scalar] = []
+def _variables(takes: Sequence[Parameter], operands: Sequence[Scalar], lenient: bool) -> dict[str, Type] | None:
+    """What each type variable stands for, or None if no type will do."""
+    bound: dict[str, list[Scalar]] = {}
     for parameter, operand in zip(takes, operands, strict=True):
         if parameter.variable and parameter.in_array:
             if not operand.type.item:
                 return None
-            bound.append(Ref(operand.type.item, ""))
-        elif parameter.variable:
-            bound.append(operand)
-    if not bound:
-        return NULL
-    exact = any(parameter.variable == "K" for parameter in takes)
-    common = _common(bound) or (_compared(bound) if lenient and exact else None)
-    return None if common is None or (exact and (common.is_float or common.item or common == INTERVAL)) else common
+            operand = Ref(operand.type.item, "")
+        if parameter.variable:
+            bound.setdefault(parameter.variable, []).append(operand)
+    variables = {}
+    for variable, scalars in bound.items():
+        exact = variable == "K"
+        common = common_type(scalars) or (_compared(scalars) if lenient and exact else None)
+        if common is None or (exact and (common.is_float or common.item or common == INTERVAL)):
+            return None
+        variables[variable] = common
+    return variables
 
 
-def _common(scalars: Sequence[Scalar]) -> Type | None:
+def common_type(scalars: Sequence[Scalar]) -> Type | None:
     """The one type that all of them convert to without loss, or None. Bare NULLs alone are taken for integers."""
     types = {scalar.type for scalar in scalars} - {NULL}
     if len(types) <= 1:
@@ -450,7 +455,7 @@ def _common(scalars: Sequence[Scalar]) -> Type | None:
         target = TIMESTAMP if "TIMESTAMP" in times else DATE
         return target if all(_promote(scalar, target) for scalar in scalars) else None
     if kinds == {"ARRAY"}:
-        item = _common([Ref(type_.item, "") for type_ in types if type_.item])
+        item = common_type([Ref(type_.item, "") for type_ in types if type_.item])
         return array(item) if item else None
     return None
 
@@ -458,7 +463,7 @@ def _common(scalars: Sequence[Scalar]) -> Type | None:
 def _compared(scalars: Sequence[Scalar]) -> Type | None:
     """What STRINGs become beside another type in a comparison."""
     others = [scalar for scalar in scalars if scalar.type != STRING]
-    common = _common(others) if others else None
+    common = common_type(others) if others else None
     return common if common and (common in (DATE, TIMESTAMP) or common.is_integer) else None
 
 
@@ -506,7 +511,7 @@ def _promote(scalar: Scalar, target: Type) -> Scalar | None:
 
 def _case(branches: Sequence[tuple[Scalar, Scalar]], default: Scalar) -> Scalar:
     values = [*(value for _, value in branches), default]
-    type_ = _common(values) if any(value.type != NULL for value in values) else NULL
+    type_ = common_type(values) if any(value.type != NULL for value in values) else NULL
     if type_ is None:
         kinds = ", ".join(dict.fromkeys(str(value.type) for value in values))
         raise ExpressionError(f"the branches have no type in common: {kinds}", hint="Cast them to one type")

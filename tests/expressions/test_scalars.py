@@ -133,7 +133,12 @@ def test_means_what_the_contract_says(connection: Any, text: str, expected: Any)
 
 @pytest.mark.parametrize(
     "text",
-    ["i + 9223372036854775807", "i * 9223372036854775807", "-(j - 9223372036854775807 - 1)", "abs(j - 9223372036854775807 - 1)"],
+    [
+        "i + 9223372036854775807",
+        "i * 9223372036854775807",
+        "-(j - 9223372036854775807 - 1)",
+        "abs(j - 9223372036854775807 - 1)",
+    ],
 )
 def test_integer_overflow_is_an_error(connection: Any, text: str) -> None:
     scalar = bind(text, SCHEMA)
@@ -198,7 +203,9 @@ FLOATS = st.one_of(
     st.none(), st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 2.5, -2.5, NAN, INF, -INF, 1e308, -1e308, 5e-324, 9.2e18, 2.0**63]),
     st.floats(-1e6, 1e6), st.integers(-20, 20).map(lambda n: n / 4),
 )  # fmt: skip
-INTS = st.one_of(st.none(), st.integers(-9, 9), st.integers(-(10**6), 10**6), st.sampled_from([2**63 - 1, -(2**63), 2**53 + 1]))
+INTS = st.one_of(
+    st.none(), st.integers(-9, 9), st.integers(-(10**6), 10**6), st.sampled_from([2**63 - 1, -(2**63), 2**53 + 1])
+)
 TEXTS = st.one_of(
     st.none(), st.text("aAb%_ß😀 -.:T0123456789", max_size=8),
     st.sampled_from(
@@ -276,7 +283,9 @@ def test_rows_equal_duckdb(connection: Any, text: str, rows: list[dict[str, Any]
     try:
         scalar = bind(text, SCHEMA)
     except ExpressionError as error:
-        assert "bare NULL" in error.message or "not defined" in error.message or "cannot be cast" in error.message, error
+        assert "bare NULL" in error.message or "not defined" in error.message or "cannot be cast" in error.message, (
+            error
+        )
         return
     columns = {name: [row[name] for row in rows] for name in NAMES}
     compiled, sql, failed = None, None, []
