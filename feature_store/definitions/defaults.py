@@ -42,7 +42,7 @@ def plain_default(raw: Any, type_: Type) -> Any:
         return to_iso(raw * DAY)[:10]
     if type_.kind == "BYTES":
         return base64.b64encode(raw).decode()
-    return str(raw) if type_.kind == "DECIMAL" else plain(raw)
+    return f"{raw:f}" if type_.kind == "DECIMAL" else plain(raw)
 
 
 def plain(value: Any) -> Any:
@@ -114,12 +114,15 @@ def _decimal(value: Any, type_: Type) -> Decimal:
         number = Decimal(str(value))
     except InvalidOperation:
         raise ValueError from None
-    if not number.is_finite() or abs(number) >= 10 ** (type_.precision - type_.scale):
+    if not number.is_finite() or number.copy_abs() >= 10 ** (type_.precision - type_.scale):
         raise ValueError
-    whole = number.scaleb(type_.scale)
-    if whole != int(whole):
+    sign, digits, exponent = number.as_tuple()
+    # In integers: the arithmetic of decimals rounds to the digits of its context.
+    whole, shift = int("".join(map(str, digits))), int(exponent) + type_.scale
+    if shift < 0 and whole % 10 ** min(-shift, len(digits)):
         raise ValueError
-    return Decimal(int(whole)).scaleb(-type_.scale)
+    scaled = whole * 10**shift if shift >= 0 else whole // 10 ** min(-shift, len(digits))
+    return Decimal((sign if scaled else 0, tuple(map(int, str(scaled))), -type_.scale))
 
 
 def _array(value: Any, type_: Type) -> list[Any]:

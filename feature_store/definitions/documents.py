@@ -92,6 +92,7 @@ class _Open:
     node: Node
     anchor: str | None
     key: tuple[str, int] | None = None
+    is_merge: bool = False
     merges: list[Node] | None = None
 
 
@@ -156,7 +157,8 @@ class _Builder:
         if not isinstance(key, str):
             raise self._error(f"the key {event.value or 'null'} is not text", line, "Put it in quotes")
         assert top.node.entries is not None
-        if key in top.node.entries and key != "<<":
+        top.is_merge = key == "<<" and bool(event.implicit[0])
+        if key in top.node.entries and not top.is_merge:
             first = top.node.entries[key][0]
             raise self._error(f'the key "{key}" is there twice, first on line {first}', line, self._hint_for_twice(key))
         top.key = (key, line)
@@ -190,7 +192,7 @@ class _Builder:
             return
         assert top.key is not None and top.node.entries is not None
         (key, line), top.key = top.key, None
-        if key == "<<":
+        if top.is_merge:
             top.merges = [*(top.merges or ()), *self._merged(node, line)]
         else:
             top.node.entries[key] = (line, node)
