@@ -1,0 +1,303 @@
+"""Rows as DuckDB SQL: files read with the columns and types that the source had at `apply`, or refused.
+
+Nothing here runs SQL but `DESCRIBE`-like look-ups through the connection it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
+from typing import Any
+
+import pyarrow as pa
+
+from feature_store.engines.files import Files, find_files
+from feature_store.errors import DefinitionError, SourceError, nearest
+from feature_store.expressions.relations import Rows
+from feature_store.storage.offline import delta_dataset
+from feature_store.types import Schema, Type
+
+EVENT_ID = "__event_id"
+"""The column of the log of pushed rows that identifies an event: rows equal in it count once."""
+
+TIME, KNOWN = "__t", "__c"
+"""Event time and created time (null where unknown) as they are read, in microseconds."""
+
+_numbers = count()
+
+
+def quoted(name: str) -> str:
+    """An identifier, quoted."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def text(value: str) -> str:
+    """A string literal."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def listed(items: Iterable[str]) -> str:
+    """SQL items with commas between them."""
+    return ", ".join(items)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that rows are read from, and the relation that reads it."""
+
+    connection: Any
+    rows: Rows
+    files: Files
+
+    @property
+    def is_log(self) -> bool:
+        """Whether these are the rows that came by push."""
+        return self.files.path == self.rows.pushed
+
+    @cached_property
+    def relation(self) -> str:
+        """The FROM item; types are the files' own, but for CSV those of the schema where it names the column."""
+        return self._csv(self._csv_types()) if self.files.format == "csv" else self._other()
+
+    @cached_property
+    def arrow(self) -> pa.Schema:
+        """The columns as they are read."""
+        return self._schema_of(self.relation)
+
+    def _schema_of(self, relation: str) -> pa.Schema:
+        return self.connection.sql(f"SELECT * FROM {relation} LIMIT 0").to_arrow_table().schema
+
+    def _other(self) -> str:
+        if self.files.format == "delta":
+            name = f"delta_{next(_numbers)}"
+            self.connection.register(name, delta_dataset(self.files.path, self.files.fingerprints.keys()))
+            return name
+        return f"read_parquet([{listed(map(text, self.files.fingerprints))}], union_by_name = true{self._hive()})"
+
+    def _hive(self) -> str:
+        if not self.files.partitions:
+            return ", hive_partitioning = false"
+        types = {name: type_ for name in self.files.partitions if (type_ := self.rows.schema.get(name))}
+        declared = listed(f"{text(name)}: {text(type_.duckdb)}" for name, type_ in types.items())
+        return ", hive_partitioning = true" + (f", hive_types = {{{declared}}}" if declared else "")
+
+    def _csv(self, types: dict[str, Type]) -> str:
+        first = next(iter(self.files.fingerprints))
+        declared = listed(f"{text(name)}: {text(type_.duckdb)}" for name, type_ in types.items())
+        return (
+            f"read_csv([{listed(map(text, self.files.fingerprints))}], union_by_name = true, header = true, "
+            f"delim = '{chr(9) if '.tsv' in first.lower() else ','}', quote = '\"', escape = '\"', "
+            f"dateformat = '%Y-%m-%d'{self._hive()}{f', types = {{{declared}}}' if declared else ''})"
+        )
+
+    def _csv_types(self) -> dict[str, Type]:
+        if not len(self.rows.schema):
+            return {}
+        present = self._schema_of(self._csv({})).names
+        return {each.name: each.type for each in self.rows.schema if each.name in present
+                and each.name not in self.files.partitions}  # fmt: skip
+
+    def expression(self, name: str) -> str:
+        """A column of the schema, cast to its type; `SourceError` if it is gone or is something else now."""
+        expected = self.rows.schema.get(name)
+        index = self.arrow.get_field_index(name)
+        if expected is None:
+            raise SourceError(f'source "{self.rows.name}" has no column "{name}"', hint=self._hint(name))
+        if index < 0:
+            if self.is_log:
+                return f"CAST(NULL AS {expected.duckdb})"
+            raise SourceError(
+                f'source "{self.rows.name}": column "{name}" was {expected} at apply and is gone '
+                f"from {self.files.path}",
+                hint=self._hint(name),
+            )
+        if not _fits(self.arrow.field(index).type, expected):
+            raise SourceError(
+                f'source "{self.rows.name}": column "{name}" was {expected} at apply and is '
+                f"{_spelt(self.arrow.field(index).type)} in {self.files.path}",
+                hint="Restore the files, or change the source and run fs apply",
+            )
+        return f"CAST({quoted(name)} AS {expected.duckdb})"
+
+    def micros(self, name: str) -> str:
+        """A column of times as microseconds, from what is in the file: a cast to an instant first costs much more."""
+        self.expression(name)
+        index = self.arrow.get_field_index(name)
+        if index < 0 or pa.types.is_null(self.arrow.field(index).type):
+            return "CAST(NULL AS BIGINT)"
+        return f"epoch_us({quoted(name)})"
+
+    def _hint(self, name: str) -> str:
+        return nearest(name, self.arrow.names) or f"It has {', '.join(self.arrow.names)}"
+
+    def within(self, since: int | None, until: int | None) -> str:
+        """A condition on the raw event time, since <= time < until, so that files and row groups can be skipped."""
+        name = self.rows.timestamp
+        assert name is not None
+        type_ = self.arrow.field(name).type if name in self.arrow.names else None
+        aware = type_ is None or not pa.types.is_timestamp(type_) or type_.tz is not None
+        bound = "make_timestamptz" if aware else "make_timestamp"
+        terms = [f"{quoted(name)} IS NOT NULL"]
+        if since is not None:
+            terms.append(f"{quoted(name)} >= {bound}({since}::BIGINT)")
+        if until is not None:
+            terms.append(f"{quoted(name)} < {bound}({until}::BIGINT)")
+        return " AND ".join(terms)
+
+
+class Scan:
+    """Rows to select from, over a connection. `inputs` limits them to these of their files."""
+
+    def __init__(self, connection: Any, rows: Rows, inputs: Collection[str] | None = None) -> None:
+        self.rows = rows
+        files = find_files(rows)
+        if inputs is not None:
+            files = tuple(each.only(frozenset(inputs)) for each in files)
+        self.parts = tuple(Part(connection, rows, each) for each in files if each.fingerprints)
+
+    @property
+    def is_cheap(self) -> bool:
+        """Whether reading a few columns, or reading twice, costs little."""
+        return all(part.files.format != "csv" for part in self.parts)
+
+    def check_time(self) -> None:
+        """`SourceError` unless the event time, and created where there is one, are timestamps or dates."""
+        if self.rows.timestamp is None:
+            raise SourceError(f'source "{self.rows.name}" has no timestamp column', hint="Add timestamp: to the source")
+        for name in self._stamps.values():
+            type_ = self._type(name)
+            if type_.kind not in ("TIMESTAMP", "DATE"):
+                raise SourceError(
+                    f'source "{self.rows.name}": time column "{name}" is {type_}, not a timestamp or date',
+                    hint="Store it as a timestamp; in CSV write ISO 8601",
+                )
+
+    @property
+    def _stamps(self) -> dict[str, str]:
+        """The columns of time, by the name under which they are read as microseconds."""
+        named = {TIME: self.rows.timestamp, KNOWN: self.rows.created}
+        return {name: column for name, column in named.items() if column is not None}
+
+    def select(
+        self,
+        columns: Iterable[str],
+        since: int | None = None,
+        until: int | None = None,
+        once: bool = False,
+        stamped: bool = False,
+    ) -> str:
+        """SQL for these columns of the rows with since <= event time < until (no bounds: of all rows).
+
+        `once` keeps one of the rows that are the same event: the one with the least (event time, created, ...).
+        `stamped` adds `TIME` and `KNOWN`.
+        """
+        names = list(dict.fromkeys(columns))
+        if not self.parts:
+            return self._nothing(names, stamped)
+        if once and self.rows.unique:
+            every = " UNION ALL ".join(self._typed(part, list(self.rows.schema.names)) for part in self.parts)
+            first = _first_of_each(every, self.rows, listed(map(quoted, self.rows.unique)))
+            return self._of_typed(first, names, since, until, stamped)
+        return " UNION ALL ".join(
+            self._of_typed(self._log(part), names, since, until, stamped)
+            if once and part.is_log
+            else self._typed(part, names, since, until, stamped)
+            for part in self.parts
+        )
+
+    def _of_typed(self, rows: str, names: list[str], since: int | None, until: int | None, stamped: bool) -> str:
+        selected = [quoted(name) for name in names]
+        if stamped:
+            selected += [f"{self._micros(short)} AS {short}" for short in (TIME, KNOWN)]
+        time = quoted(self.rows.timestamp or "")
+        terms = [f"{time} >= make_timestamptz({since}::BIGINT)"] if since is not None else []
+        terms += [f"{time} < make_timestamptz({until}::BIGINT)"] if until is not None else []
+        terms += [f"{time} IS NOT NULL"] if stamped else []
+        return f"SELECT {listed(selected)} FROM ({rows}) WHERE {' AND '.join(terms) or 'true'}"
+
+    def _micros(self, short: str) -> str:
+        return f"epoch_us({quoted(self._stamps[short])})" if short in self._stamps else "CAST(NULL AS BIGINT)"
+
+    def _log(self, part: Part) -> str:
+        typed = listed(f"{part.expression(name)} AS {quoted(name)}" for name in self.rows.schema.names)
+        rows = f"SELECT {typed}, {quoted(EVENT_ID)} FROM {part.relation}"
+        return _first_of_each(rows, self.rows, quoted(EVENT_ID))
+
+    def _nothing(self, names: list[str], stamped: bool) -> str:
+        selected = [f"CAST(NULL AS {self._type(name).duckdb}) AS {quoted(name)}" for name in names]
+        selected += [f"CAST(NULL AS BIGINT) AS {short}" for short in ((TIME, KNOWN) if stamped else ())]
+        return f"SELECT {listed(selected)} WHERE false"
+
+    def _type(self, name: str) -> Type:
+        type_ = self.rows.schema.get(name)
+        if type_ is None:
+            raise SourceError(f'source "{self.rows.name}" has no column "{name}"')
+        return type_
+
+    def _typed(
+        self, part: Part, names: list[str], since: int | None = None, until: int | None = None, stamped: bool = False
+    ) -> str:
+        selected = [f"{part.expression(name)} AS {quoted(name)}" for name in names]
+        if stamped:
+            for short in (TIME, KNOWN):
+                column = self._stamps.get(short)
+                selected.append(f"{part.micros(column) if column else 'CAST(NULL AS BIGINT)'} AS {short}")
+        bounded = stamped or since is not None or until is not None
+        condition = part.within(since, until) if bounded else "true"
+        return f"SELECT {listed(selected)} FROM {part.relation} WHERE {condition}"
+
+
+def _first_of_each(relation: str, rows: Rows, identity: str) -> str:
+    order = [name for name in (rows.timestamp, rows.created) if name]
+    order += [name for name in rows.schema.names if name not in order]
+    keys = listed(f"{quoted(name)} NULLS FIRST" for name in order)
+    return f"SELECT * FROM ({relation}) QUALIFY row_number() OVER (PARTITION BY {identity} ORDER BY {keys}) = 1"
+
+
+def schema_of(scan: Scan) -> Schema:
+    """The columns of the files as they are now; those of types that no feature has are left out."""
+    if not scan.parts:
+        raise SourceError(
+            f'source "{scan.rows.name}": {scan.rows.path} has no rows yet, so no columns to read',
+            hint="Declare its columns, or add a first file",
+        )
+    columns = []
+    for field in scan.parts[0].arrow:
+        try:
+            columns.append((field.name, Type.from_arrow(field.type)))
+        except DefinitionError:
+            continue
+    return Schema.of(**dict(columns))
+
+
+def _spelt(arrow: pa.DataType) -> str:
+    try:
+        return str(Type.from_arrow(arrow))
+    except DefinitionError:
+        return str(arrow)
+
+
+def _fits(arrow: pa.DataType, expected: Type) -> bool:
+    """Whether values read as one type are, value by value, values of the expected one (or an error, if too large)."""
+    if pa.types.is_null(arrow):
+        return True
+    try:
+        found = Type.from_arrow(arrow)
+    except DefinitionError:
+        return False
+    return fits(found, expected)
+
+
+def fits(found: Type, expected: Type) -> bool:
+    """Whether values of a type may stand where another is expected."""
+    if found == expected:
+        return True
+    if found.is_integer:
+        return expected.is_numeric
+    if found.kind == "DECIMAL":
+        return expected.is_float or (expected.kind == "DECIMAL" and found.scale <= expected.scale)
+    if found.item and expected.item:
+        return fits(found.item, expected.item)
+    return (found.is_float and expected.is_float) or (found.kind, expected.kind) == ("DATE", "TIMESTAMP")
