@@ -47,7 +47,7 @@ def test_a_table_for_a_pipe_has_whole_lines_and_no_colour() -> None:
     stream = io.StringIO()
     TextOutput(stream).rows([{"name": "x" * 300, "n": 1}, {"name": "[bold]ARRAY<INT64>[/]", "n": None}], ["name", "n"])
     lines = [line.split() for line in stream.getvalue().splitlines() if line.strip()]
-    assert lines == [["name", "n"], ["x" * 300, "1"], ["[bold]ARRAY<INT64>[/]"]]
+    assert lines == [["name", "n"], ["x" * 300, "1"], ["[bold]ARRAY<INT64>[/]", "null"]]
     assert "\x1b" not in stream.getvalue()
 
 
