@@ -64,7 +64,7 @@ def _sum(values: Sequence[Any], n: int | None) -> Any:
     if isinstance(values[0], decimal.Decimal):
         with decimal.localcontext(prec=100):
             total = sum(values, decimal.Decimal(0))
-            scale = -values[0].as_tuple().exponent
+            scale = -int(values[0].as_tuple().exponent)
             return total if abs(total).scaleb(scale) < 10**38 else OVERFLOW
     total = sum(values)
     return total if -(2**63) <= total < 2**63 else OVERFLOW

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from feature_store.errors import ExpressionError, InvalidInputError
 from feature_store.expressions.aggregates import (
@@ -37,6 +38,7 @@ from feature_store.expressions.aggregates import (
     valid,
 )
 from feature_store.expressions.algebra import TABLE
+from feature_store.expressions.ranges import Ints
 from feature_store.expressions.relations import Window
 from feature_store.expressions.scalars import Ref
 from feature_store.types import BOOL, FLOAT64, INT64, STRING, Type
@@ -142,15 +144,15 @@ def arrow(values: Sequence[Any], type_: Type) -> Any:
 
 def raw(column: Any, type_: Type) -> list[Any]:
     assert column.type == type_.arrow
-    if type_.kind in ("TIMESTAMP", "DATE"):
-        return column.cast(pa.int64() if type_.kind == "TIMESTAMP" else pa.int32()).to_pylist()
-    if type_.item and type_.item.kind in ("TIMESTAMP", "DATE"):
-        plain = pa.int64() if type_.item.kind == "TIMESTAMP" else pa.int32()
-        return column.cast(pa.list_(plain)).to_pylist()
-    return column.to_pylist()
+    numbers = {"TIMESTAMP": pa.int64(), "DATE": pa.int32()}
+    if type_.kind in numbers:
+        column = column.cast(numbers[type_.kind])
+    if type_.item and type_.item.kind in numbers:
+        column = column.cast(pa.list_(numbers[type_.item.kind]))
+    return list(column.to_pylist())
 
 
-def columns(events: Sequence[Event], type_: Type) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
+def columns(events: Sequence[Event], type_: Type) -> tuple[Any, Ints, Ints, NDArray[np.bool_]]:
     times, created = (np.array([getattr(e, n) for e in events], np.int64) for n in ("time", "created"))
     return arrow([e.value for e in events], type_), times, created, np.array([e.passes for e in events], bool)
 
@@ -199,23 +201,24 @@ def test_ranges_answer_as_brute_force_does(function: str, name: str, data: st.Da
     type_ = Type.parse(name)
     keys = [sorted(data.draw(events_of(name, st.integers(0, 5))), key=lambda e: (e.time, e.created)) for _ in range(3)]
     events = [event for key in keys for event in key if clean([event])]
-    lo, hi, start = [], [], 0
+    bounds: list[tuple[int, int]] = []
+    start = 0
     for key in keys:
-        times = [event.time for event in key if clean([event])]
+        own = [event.time for event in key if clean([event])]
         for _ in range(data.draw(st.integers(0, 3))):
             since, until = data.draw(st.integers(0, 6)), data.draw(st.integers(0, 6))
-            lo.append(start + int(np.searchsorted(times, min(since, until))))
-            hi.append(start + int(np.searchsorted(times, max(since, until))))
-        start += len(times)
+            first, end = np.searchsorted(own, sorted((since, until))).tolist()
+            bounds.append((start + first, start + end))
+        start += len(own)
     values, times, created, _ = columns(events, type_)
-    expected = [aggregate(function, events[a:b], made.n) for a, b in zip(lo, hi, strict=True)]
-    bounds = np.array(lo, np.int64), np.array(hi, np.int64)
+    expected = [aggregate(function, events[a:b], made.n) for a, b in bounds]
+    lo, hi = np.array(bounds, np.int64).reshape(-1, 2).T
     if OVERFLOW in expected:
         with pytest.raises(InvalidInputError, match="does not fit"):
-            aggregate_ranges(made, values, times, created, *bounds)
+            aggregate_ranges(made, values, times, created, lo, hi)
         return
-    found = raw(aggregate_ranges(made, values, times, created, *bounds), made.type)
-    for answer, a, b in zip(found, lo, hi, strict=True):
+    found = raw(aggregate_ranges(made, values, times, created, lo, hi), made.type)
+    for answer, (a, b) in zip(found, bounds, strict=True):
         assert_agrees(made, answer, events[a:b])
 
 
@@ -261,12 +264,13 @@ def stored(
                 item = fragment_item(event.time, number.to_bytes(8, "big"))
                 items[item] = (event.time, event.created, (*state, 0))
         for start, tile in tiles.items():
-            state = []
+            whole: list[Any] = []
             for made in distinct(mine):
                 merge, identity = aggregate_of(made).merge, aggregate_of(made).identity
-                state.extend(reduce(merge, (lifted(made, event) for event in tile), identity))
+                state = reduce(merge, (lifted(made, event) for event in tile), identity)
+                whole.extend(state)
             cover = covered.get(start, start + hop)
-            items[tile_item(start)] = (max(e.time for e in tile), NO_CREATED, (*state, cover))
+            items[tile_item(start)] = (max(e.time for e in tile), NO_CREATED, (*whole, cover))
         stores.append(dict(random.Random(0).sample(list(items.items()), len(items))))
     return stores
 
@@ -366,7 +370,9 @@ def test_infinities_are_values_and_nan_is_null() -> None:
         assert aggregate_of(made).answer(list(zip(*(lifted(made, e) for e in events), strict=True))) == expected
         values, times, created, _ = columns([events[0], events[2]], FLOAT64)
         assert aggregate_ranges(made, values, times, created, np.array([0]), np.array([2])).to_pylist() == [expected]
-    assert valid(pa.array([1.0, float("nan"), None]), np.array([True, True, True])).tolist() == [True, False, False]
+    good = valid(pa.array([1.0, float("nan"), None]), np.array([True, True, True]))
+    assert good is not None
+    assert good.tolist() == [True, False, False]
     assert valid(None) is None
 
 
