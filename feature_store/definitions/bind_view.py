@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from feature_store.definitions.base import Field
 from feature_store.definitions.catalog import BoundView
@@ -16,6 +16,7 @@ from feature_store.definitions.versions import version
 from feature_store.errors import DefinitionError, FeatureStoreError, nearest
 from feature_store.expressions import scalars
 from feature_store.expressions.aggregates import result_type
+from feature_store.expressions.queries import BoundQuery, bind_query
 from feature_store.expressions.relations import (
     Computed,
     LatestRow,
@@ -28,9 +29,6 @@ from feature_store.expressions.relations import (
 )
 from feature_store.expressions.scalars import Ref, Scalar
 from feature_store.types import BOOL, Column, Schema, Type
-
-if TYPE_CHECKING:
-    from feature_store.expressions.queries import BoundQuery
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class _ViewBinder:
         value = self.scalar(aggregation.column, *path, "column") if aggregation.column else None
         where = self.scalar(aggregation.where, *path, "where") if aggregation.where else None
         if where is not None and where.type != BOOL:
-            message = f'where: "{aggregation.where}" is {where.type}, not BOOL'
+            message = f'feature "{aggregation.name}": where: "{aggregation.where}" is {where.type}, not BOOL'
             raise self.declared.error(self.view, message, *path, "where")
         try:
             type_ = result_type(aggregation.function, value.type if value else None)
@@ -140,8 +138,6 @@ def _bind_rows(binder: _ViewBinder, has_stream: bool, timezone: str) -> LatestRo
 def _bind_sql(
     declared: Declared, view: FeatureView, rows: Mapping[str, Rows], keys: Schema, timezone: str
 ) -> ScheduledQuery:
-    from feature_store.expressions.queries import bind_query
-
     assert view.sql
     try:
         query = bind_query(view.sql, {name: item.schema for name, item in rows.items()})

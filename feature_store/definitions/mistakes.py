@@ -72,7 +72,11 @@ def _wording(detail: ErrorDetails, path: Sequence[str | int], model: type[BaseMo
     if kind == "extra_forbidden":
         known = _keys_at(path[:-1], model)
         prefix = _spell(path[:-1])
-        return f'{prefix}unknown key "{path[-1]}"', nearest(str(path[-1]), known) or f"Keys are {', '.join(known)}"
+        key = str(path[-1])
+        hint = nearest(key, known) or f"Keys are {', '.join(known)}"
+        if key.endswith((")", ">")):
+            hint = "Inside { } and [ ] a comma ends a value: put the value in quotes"
+        return f'{prefix}unknown key "{key}"', hint
     if kind == "missing":
         return f'{_spell(path[:-1])}"{path[-1]}" is missing', None
     prefix = _spell(path)

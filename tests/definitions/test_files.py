@@ -247,6 +247,11 @@ MISTAKES = {
         "feature_view:\n  name: v\n  entities: [u]\n  source: s\n  features:\n  - name: a\n    typ: INT",
         'feature view "v": features[0]: unknown key "typ". Did you mean "type"? (f.yaml:7)',
     ),
+    "a comma in a value": (
+        "feature_view:\n  name: v\n  entities: [u]\n  source: s\n  features: [{name: a, type: DECIMAL(4,2)}]",
+        'feature view "v": features[0]: unknown key "2)". Inside { } and [ ] a comma ends a value: put the value in '
+        "quotes (f.yaml:5)",
+    ),
     "missing key": ("entity:\n  owner: me", 'entity: "name" is missing (f.yaml:2)'),
     "missing key inside": (
         "feature_view:\n  name: v\n  entities: [u]\n  source: s\n  features:\n  - name: a",
