@@ -5,7 +5,8 @@ Python. All three mean the same, whatever the engine's own function of that name
 
 - Signatures: `name(types) type`. `T` is any one type, `K` any one type that compares exactly (not floats, not arrays),
   `T...` one or more. `=STRING` must be a constant.
-- SQL templates take the operands as {0}, {1}, ...; {*} is all of them comma-separated, {+} all but the first, {||} all between bars. `same` means DuckDB's text.
+- SQL templates take the operands as {0}, {1}, ...; {*} is all of them comma-separated, {+} all but the first, {||}
+  all between bars. `same` means DuckDB's text.
   Spark's run with ANSI mode on (overflow is an error) and the session's time zone UTC, DuckDB's with TimeZone UTC.
 - Row templates are Python over raw row values, evaluated where no operand is None (NULL in, NULL out), with the names
   of `row_functions` and `math` in scope; {*} is a tuple of all operands.
@@ -39,7 +40,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Operator:
-    """One line of the table. `check` looks at the constants (None where an operand is not one) and says what is wrong."""
+    """One line of the table. `check` gets the constants (None for other operands) and says what is wrong."""
 
     name: str
     takes: tuple[Parameter, ...]
@@ -188,14 +189,14 @@ _FLOOR = (
     "({f}({{0}}) if -9.3e18 < {{0}} < 9.3e18 and -9223372036854775808 <= {f}({{0}}) <= 9223372036854775807 else None)"
 )
 for _name, _alias in (("ceil", "ceiling"), ("floor", "floor")):
-    _aliases = () if _alias == _name else (_alias,)
-    _add(f"{_name}(INT64) INT64", "{0}", "same", "{0}", *_aliases)
+    _others = () if _alias == _name else (_alias,)
+    _add(f"{_name}(INT64) INT64", "{0}", "same", "{0}", *_others)
     _add(
         f"{_name}(FLOAT64) INT64",
         f"TRY_CAST({_name}({{0}}) AS BIGINT)",
         f"CASE WHEN {{0}} >= -9223372036854775808D AND {{0}} < 9223372036854775808D THEN {_name}({{0}}) END",
         _FLOOR.format(f=f"math.{_name}"),
-        *_aliases,
+        *_others,
         partial=True,
     )
 _add("round(INT64) INT64", "{0}", "same", "{0}")
@@ -437,13 +438,13 @@ _add("avg(FLOAT64) FLOAT64", "avg({distinct}{0}){over}", "same", None, "mean", i
 for _name in ("min", "max"):
     for _type in ("K", "FLOAT64"):
         _add(f"{_name}({_type}) {_type}", f"{_name}({{0}}){{over}}", "same", None, into=AGGREGATES)
-for _name, _aliases in (
+for _name, _spellings in (
     ("var_pop", ()),
     ("var_samp", ("variance",)),
     ("stddev_pop", ()),
     ("stddev_samp", ("stddev", "std")),
 ):
-    _add(f"{_name}(FLOAT64) FLOAT64", f"{_name}({{0}}){{over}}", "same", None, *_aliases, into=AGGREGATES)
+    _add(f"{_name}(FLOAT64) FLOAT64", f"{_name}({{0}}){{over}}", "same", None, *_spellings, into=AGGREGATES)
 _add("count_if(BOOL) INT64", "count(CASE WHEN {0} THEN 1 END){over}", "same", None, into=AGGREGATES)
 _add("bool_and(BOOL) BOOL", "bool_and({0}){over}", "same", None, "every", into=AGGREGATES)
 _add("bool_or(BOOL) BOOL", "bool_or({0}){over}", "same", None, "some", into=AGGREGATES)
@@ -475,7 +476,8 @@ for _name in ("lag", "lead"):
 @dataclass(frozen=True)
 class Conversion:
     """How a cast is written; templates as in `Operator`, and {type} the target, {p} and {s} its precision and scale,
-    {r} and {text} a pattern of `row_functions`. None for the row: the raw value stays as it is. A cast that fails is NULL."""
+    a name in capitals a
+    pattern of `row_functions`. None for the row: the raw value stays as it is. A cast that fails is NULL."""
 
     duckdb: str
     spark: str
@@ -486,7 +488,6 @@ class Conversion:
 _PLAIN = Conversion("CAST({0} AS {type})", "CAST({0} AS {type})", None)
 _IN_INT64 = "(int({0}) if -9223372036854775808.0 <= {0} < 9223372036854775808.0 else None)"
 _IN_INT32 = "(int({0}) if -2147483649.0 < {0} < 2147483648.0 else None)"
-_FROM_FLOAT = ("TRY_CAST(trunc({0}) AS {type})",)
 
 
 def _of_text(pattern: str, row: str) -> Conversion:

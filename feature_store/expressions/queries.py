@@ -20,9 +20,10 @@ from sqlglot.errors import SqlglotError
 
 from feature_store.errors import ExpressionError, nearest
 from feature_store.expressions.operators import AGGREGATES, INTERVAL, NULL, REFUSED, WINDOWED
-from feature_store.expressions.scalars import Bare, Binder, Writer, cast, common_type, resolve
+from feature_store.expressions.scalars import Bare, Binder, cast, common_type, resolve
+from feature_store.expressions.sql_writer import Writer
 from feature_store.expressions.tree import Call, Case, Literal, Ref, Scalar, Text
-from feature_store.types import BOOL, FLOAT64, INT64, Column, Schema, Type, decimal
+from feature_store.types import BOOL, Column, Schema, Type, decimal
 
 Origin = tuple[str, str]  # a table and a column of it
 _DATE = re.compile(r"\$\{(\w*)\}")
@@ -455,7 +456,7 @@ class _Select(Binder):
             if not order:
                 raise ExpressionError(f"{name} needs ORDER BY in its window, or its value is not settled")
             call = resolve(WINDOWED[name], name, [self.bind(each) for each in function.expressions])
-            made = Text(call.type, self.writer.call(call, over=over), tuple(_refs(call)))
+            made: Scalar = Text(call.type, self.writer.call(call, over=over), tuple(_refs(call)))
         else:
             if isinstance(function, exp.Filter):
                 made = self._aggregate(function.this, over, function.expression.this)

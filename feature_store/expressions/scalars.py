@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from sqlglot import exp, parse_one
 from sqlglot.dialects.spark import Spark
 from sqlglot.errors import SqlglotError
-from sqlglot.tokens import TokenType
+from sqlglot.parsers.spark import SparkParser
+from sqlglot.tokenizer_core import TokenType
 
 from feature_store.errors import DefinitionError, ExpressionError, nearest
 from feature_store.expressions import row_functions
@@ -33,7 +33,8 @@ from feature_store.expressions.operators import (
     Parameter,
 )
 from feature_store.expressions.row_compiler import compile_all, compile_rows
-from feature_store.expressions.tree import Call, Case, Cast, Literal, Ref, Scalar, Text
+from feature_store.expressions.sql_writer import to_sql
+from feature_store.expressions.tree import Call, Case, Cast, Literal, Ref, Scalar
 from feature_store.types import BOOL, DATE, FLOAT64, INT64, STRING, TIMESTAMP, Schema, Type, array, decimal
 
 __all__ = [
@@ -42,7 +43,8 @@ __all__ = [
 
 
 class Bare(Spark):
-    """Spark's grammar without sqlglot's knowledge of functions: a call stays its name and arguments. Our type names are known."""
+    """Spark's grammar without sqlglot's knowledge of functions: a call stays its name and arguments. It knows the names
+    of our types."""
 
     class Tokenizer(Spark.Tokenizer):
         KEYWORDS = {  # noqa: RUF012
@@ -53,12 +55,12 @@ class Bare(Spark):
             "BYTES": TokenType.BINARY,
         }
 
-    class Parser(Spark.Parser):
-        FUNCTIONS = {}  # type: ignore[var-annotated]  # noqa: RUF012
+    class Parser(SparkParser):
+        FUNCTIONS = {}  # noqa: RUF012
         FUNCTION_PARSERS = {  # noqa: RUF012
-            name: parse for name, parse in Spark.Parser.FUNCTION_PARSERS.items() if name in ("CAST", "TRY_CAST")
+            name: parse for name, parse in SparkParser.FUNCTION_PARSERS.items() if name in ("CAST", "TRY_CAST")
         }
-        NO_PAREN_FUNCTIONS = {}  # type: ignore[var-annotated]  # noqa: RUF012
+        NO_PAREN_FUNCTIONS = {}  # noqa: RUF012
 
 
 _BINARY: dict[type[exp.Expr], str] = {
@@ -523,116 +525,33 @@ def _case(branches: Sequence[tuple[Scalar, Scalar]], default: Scalar) -> Scalar:
     return Case(type_, tuple(settled), default if type_ == NULL else cast(default, type_))
 
 
-def cast(scalar: Scalar, type: Type) -> Scalar:
-    """`scalar` as `type`: floats truncate to integers, what does not fit or cannot be read is NULL; `ExpressionError`
+def cast(scalar: Scalar, target: Type) -> Scalar:
+    """`scalar` as `target`: floats truncate to integers, what does not fit or cannot be read is NULL; `ExpressionError`
     for casts that engines do differently. Constants are cast here and now."""
     source = scalar.type
-    if source == type:
+    if source == target:
         return scalar
     if source == NULL:
-        return _retype(scalar, type)
-    if source.item and type.item:
-        cast(Ref(source.item, "item"), type.item)
-        return Cast(type, scalar)
-    if (source.kind, type.kind) not in CONVERSIONS:
+        return _retype(scalar, target)
+    if source.item and target.item:
+        cast(Ref(source.item, "item"), target.item)
+        return Cast(target, scalar)
+    if (source.kind, target.kind) not in CONVERSIONS:
         for kind, by in CAST_VIA.items():
-            if source.kind == kind and type.kind != by:
-                return cast(cast(scalar, Type(by)), type)
-            if type.kind == kind and source.kind != by:
-                return cast(cast(scalar, Type(by)), type)
-        what, _, hint = REFUSED_CASTS.get((source.kind, type.kind), "there is no such conversion").partition(". ")
-        raise ExpressionError(f"{source} cannot be cast to {type}: {what}", hint=hint or None)
+            if source.kind == kind and target.kind != by:
+                return cast(cast(scalar, Type(by)), target)
+            if target.kind == kind and source.kind != by:
+                return cast(cast(scalar, Type(by)), target)
+        what, _, hint = REFUSED_CASTS.get((source.kind, target.kind), "there is no such conversion").partition(". ")
+        raise ExpressionError(f"{source} cannot be cast to {target}: {what}", hint=hint or None)
     if isinstance(scalar, Literal):
-        return Literal(type, compile_rows(Cast(type, scalar), [])([])[0])
-    return Cast(type, scalar)
+        return Literal(target, compile_rows(Cast(target, scalar), [])([])[0])
+    return Cast(target, scalar)
 
 
-def _retype(scalar: Scalar, type: Type) -> Scalar:
+def _retype(scalar: Scalar, target: Type) -> Scalar:
     """A NULL of no type yet (a literal, or a CASE of such) as one of `type`."""
     if isinstance(scalar, Case):
-        branches = tuple((when, _retype(value, type)) for when, value in scalar.branches)
-        return Case(type, branches, _retype(scalar.default, type))
-    return Literal(type, None)
-
-
-def to_sql(scalar: Scalar, dialect: str = "duckdb") -> str:
-    """SQL of `scalar`, every identifier quoted: `dialect` is duckdb (its session in UTC) or spark (ANSI mode, UTC).
-
-    Columns are taken to have the types they were bound with."""
-    if dialect not in ("duckdb", "spark"):
-        raise ExpressionError(f'no SQL dialect "{dialect}"', hint="There are duckdb and spark")
-    return Writer(dialect).write(scalar)
-
-
-class Writer:
-    def __init__(self, dialect: str) -> None:
-        self.dialect = dialect
-
-    def write(self, node: Scalar) -> str:
-        if isinstance(node, Ref):
-            return f"{self.quoted(node.table)}.{self.quoted(node.name)}" if node.table else self.quoted(node.name)
-        if isinstance(node, Text):
-            return node.text
-        if isinstance(node, Literal):
-            return self._literal(node.type, node.value)
-        if isinstance(node, Cast):
-            return self._cast(self.write(node.operand), node.operand.type, node.type)
-        if isinstance(node, Case):
-            branches = "".join(f" WHEN {self.write(when)} THEN {self.write(then)}" for when, then in node.branches)
-            return f"CASE{branches} ELSE {self.write(node.default)} END"
-        assert isinstance(node, Call)
-        return self.call(node)
-
-    def call(self, node: Call, **marks: str) -> str:
-        """`marks` fill what else the operator's template names."""
-        template = node.operator.duckdb if self.dialect == "duckdb" else node.operator.spark
-        places = [f"{{{index}}}" for index in range(len(node.operands))]
-        for mark, text in (("{*}", ", ".join(places)), ("{+}", ", ".join(places[1:])), ("{||}", " || ".join(places))):
-            template = template.replace(mark, text)
-        return template.format(*map(self.write, node.operands), **marks)
-
-    def quoted(self, name: str) -> str:
-        quote = '"' if self.dialect == "duckdb" else "`"
-        return quote + name.replace(quote, quote * 2) + quote
-
-    def _text(self, value: str) -> str:
-        escaped = value if self.dialect == "duckdb" else value.replace("\\", "\\\\")
-        doubled = escaped.replace("'", "''" if self.dialect == "duckdb" else "\\'")
-        return f"'{doubled}'"
-
-    def _type(self, type_: Type) -> str:
-        return type_.duckdb if self.dialect == "duckdb" else type_.spark
-
-    def _literal(self, type_: Type, value: Any) -> str:
-        if value is None:
-            return f"CAST(NULL AS {self._type(type_)})"
-        if type_ == STRING:
-            return self._text(value)
-        if type_ == BOOL:
-            return "TRUE" if value else "FALSE"
-        if type_.item:
-            items = ", ".join(self._literal(type_.item, item) for item in value)
-            return f"list_value({items})" if self.dialect == "duckdb" else f"array({items})"
-        if type_.kind == "BYTES":
-            return f"unhex('{value.hex()}')"
-        texts = {"DATE": row_functions.text_of_date, "TIMESTAMP": row_functions.text_of_timestamp}
-        text = texts.get(type_.kind, str)(value)
-        if type_.kind in texts or type_.kind == "DECIMAL" or (type_.is_float and not text[-1].isdigit()):
-            text = f"'{text}'"
-        elif type_.is_float and "e" not in text:
-            text += "e0"
-        return f"CAST({text} AS {self._type(INT64 if type_ == INTERVAL else type_)})"
-
-    def _cast(self, text: str, source: Type, target: Type) -> str:
-        if source.item and target.item:
-            item = self._cast("v", source.item, target.item)
-            if self.dialect == "duckdb":
-                return f"list_transform({text}, lambda v: {item})"
-            return f"transform({text}, v -> {item})"
-        conversion = CONVERSIONS[source.kind, target.kind]
-        template = conversion.duckdb if self.dialect == "duckdb" else conversion.spark
-        patterns = {
-            name: self._text(getattr(row_functions, name))
-            for name in ("INTEGER_TEXT", "FLOAT_TEXT", "DECIMAL_TEXT", "DATE_TEXT", "TIMESTAMP_TEXT")
-        }
-        return template.format(text, type=self._type(target), **patterns)
+        branches = tuple((when, _retype(value, target)) for when, value in scalar.branches)
+        return Case(target, branches, _retype(scalar.default, target))
+    return Literal(target, None)
