@@ -148,19 +148,32 @@ def test_every_impression_has_the_features_it_had_then(
             assert same(row[name], value), (name, row[name], value, row["event_timestamp"])
 
 
-@pytest.mark.parametrize("at_end", [True, False], ids=["at the end of the log", "now"])
-def test_online_answers_what_history_says(
-    store: FeatureStore, impressions: pd.DataFrame, items: pd.DataFrame, at_end: bool
-) -> None:
+def test_online_answers_what_history_says(store: FeatureStore, impressions: pd.DataFrame, items: pd.DataFrame) -> None:
+    """At the end of the log, and now, when a daily run has brought the snapshots up to date."""
     groups = impressions[GROUP].drop_duplicates().head(200).to_dict("records")
     rows = [
         {**group, "item_id": int(items.index[number % len(items)]), "position": number % 3 + 1}
         for number, group in enumerate(groups)
     ]
     rows.append({**dict.fromkeys(GROUP, "nobody"), "item_id": 10_000, "position": 1})
-    moment = END if at_end else pd.Timestamp.now(tz="UTC")
+    at_end = online_as_in_history(store, impressions, rows, END)
+    assert at_end["item_imp_cnt_1d"][0] > 0 and at_end["item_imp_cnt_yesterday"][0] > 0
+    now = pd.Timestamp.now(tz="UTC")
+    store.materialize((now - pd.Timedelta(days=1)).to_pydatetime(), now.to_pydatetime())
+    later = online_as_in_history(store, impressions, rows, now)
+    assert later["item_imp_cnt_1d"][0] == 0 and later["item_imp_cnt_yesterday"][0] is None
+    for online in (at_end, later):
+        assert online["item_imp_cnt"][0] > 0 and online["item_feature_0"][0] is not None
+        assert online["item_imp_cnt"][-1] == 0 and online["item_feature_0"][-1] is None
+        assert online["group_click_cnt"][-1] == 0
+
+
+def online_as_in_history(
+    store: FeatureStore, impressions: pd.DataFrame, rows: list[dict[str, Any]], moment: pd.Timestamp
+) -> dict[str, list[Any]]:
+    """The online answer, after comparing it with history and with the oracle."""
     at = moment.value // 1000
-    online = store.online.get("bandit_v1", rows, now=at).to_dict()
+    online: dict[str, list[Any]] = store.online.get("bandit_v1", rows, now=at).to_dict()
     spine = pd.DataFrame(rows).assign(event_timestamp=moment)
     history = store.get_historical_features(spine, features="bandit_v1").to_arrow().to_pydict()
     assert set(history) - {"event_timestamp"} == set(online)
@@ -171,6 +184,4 @@ def test_online_answers_what_history_says(
     for number, row in enumerate(rows):
         for name, value in expected_item(by_item.get(row["item_id"], NOTHING), at).items():
             assert same(online[name][number], value), (name, row)
-    assert online["item_imp_cnt"][0] > 0 and (online["item_imp_cnt_1d"][0] > 0) == at_end
-    assert online["item_imp_cnt"][-1] == 0 and online["item_feature_0"][-1] is None
-    assert online["group_click_cnt"][-1] == 0
+    return online
