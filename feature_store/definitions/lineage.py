@@ -28,8 +28,8 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """One column's way into another. `role` is what it does there: value, where, key, timestamp, created, expression,
-    sql, or served."""
+    """One column's way into another. `role` is what it does there: value, where (it decides which rows count), key,
+    timestamp, created, expression, or served."""
 
     source: Point
     target: Point
@@ -95,9 +95,12 @@ def _times(relation: LatestRow | Windows) -> tuple[tuple[str, str | None], ...]:
 
 def _of_query(view: BoundView, relation: ScheduledQuery) -> Iterator[Edge]:
     query = bind_query(relation.sql, {rows.name: rows.schema for rows in relation.sources})
+    shared = {origin: "where" for origin in query.filters}
+    shared |= {origin: "key" for key in relation.keys.names for origin in query.lineage.get(key, ())}
     for feature, output, _ in relation.values:
-        for table, column in query.lineage.get(output, ()):
-            yield Edge(Point("source", table, column), Point("feature_view", view.name, feature), "sql")
+        origins = [*((origin, "value") for origin in query.lineage.get(output, ())), *shared.items()]
+        for (table, column), role in origins:
+            yield Edge(Point("source", table, column), Point("feature_view", view.name, feature), role)
 
 
 def _of_on_demand(catalog: Catalog, on_demand: BoundOnDemand) -> Iterator[Edge]:
