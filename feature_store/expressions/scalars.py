@@ -83,12 +83,16 @@ _REFUSED_NODES: dict[type[exp.Expr], str] = {
 _MICROS = {"MICROSECOND": 1, "MILLISECOND": 1000, "SECOND": 1_000_000, "MINUTE": 60_000_000, "HOUR": 3_600_000_000}
 _MICROS |= {"DAY": row_functions.DAY, "WEEK": 7 * row_functions.DAY}
 
+_DEEPEST = 150  # nodes in each other; every lowering is recursive, and Python's stack is finite
+
 
 def bind(text: str, schema: Schema) -> Scalar:
     """The typed tree of `text` over the columns of `schema`; `ExpressionError` says what is wrong and what to do."""
     try:
         tree = parse_one(text, read=Bare)
         scalar = Binder(schema).bind(tree)
+        if _depth(scalar) > _DEEPEST:
+            raise RecursionError
         if scalar.type == NULL:
             raise ExpressionError("a bare NULL has no type", hint="Write for example CAST(NULL AS INT64)")
         if scalar.type == INTERVAL:
@@ -97,12 +101,18 @@ def bind(text: str, schema: Schema) -> Scalar:
         reason = re.sub(r"\x1b\[\d+m", "", str(error)).split("\n")[0].rstrip(".")
         raise ExpressionError(f"expression {text!r} cannot be read: {reason}") from None
     except RecursionError:
-        raise ExpressionError("the expression is nested too deeply", hint="Split it over several features") from None
+        raise ExpressionError(
+            "the expression is nested too deeply", hint="Split it over several features, or group terms in parentheses"
+        ) from None
     except ExpressionError as error:
         raise ExpressionError(
             f"expression {text!r}: {error.message}", location=error.location, hint=error.hint
         ) from None
     return scalar
+
+
+def _depth(scalar: Scalar) -> int:
+    return 1 + max(map(_depth, scalar.children), default=0)
 
 
 class Binder:
@@ -182,6 +192,8 @@ class Binder:
     def _in(self, node: exp.In) -> Scalar:
         if node.args.get("query"):
             return self.bind(node.args["query"])  # which refuses it
+        if not node.expressions:
+            raise ExpressionError("IN () has no values")
         return self.call("in", [self.bind(node.this), *map(self.bind, node.expressions)])
 
     def _between(self, node: exp.Between) -> Scalar:

@@ -322,6 +322,7 @@ REFUSALS = [
     ("x div 2.0", "not defined"),
     ("date_trunc('fortnight', t)", "unit"),
     ("i; j", "not supported"),
+    ("i in ()", "no values"),
     ("", "No expression"),
     ("x ->> 'a'", "not supported"),
     ("weekday(t)", "dayofweek"),
@@ -337,6 +338,14 @@ def test_refuses_with_a_reason(text: str, reason: str) -> None:
     with pytest.raises(ExpressionError, match=reason) as caught:
         bind(text, SCHEMA)
     assert "\n" not in str(caught.value)
+
+
+def test_depth_is_limited_before_the_stack_is() -> None:
+    deep = bind("+".join(["i"] * 149), SCHEMA)
+    assert compile_rows(deep, ["i"])([[1]]) == [149]
+    assert to_sql(deep).count("+") == 148
+    with pytest.raises(ExpressionError, match="too deeply"):
+        bind("+".join(["i"] * 200), SCHEMA)
 
 
 def test_several_scalars_in_one_pass() -> None:
@@ -549,8 +558,8 @@ GRAMMAR: dict[str, list[str]] = {
         "is_nan(float)",
         "array_contains(ints, int)",
         "array_contains(floats, float)",
-        "cast(str as bool)",
-        "cast(float as bool)",
+        "cast(str as boolean)",
+        "cast(float as boolean)",
         "case when bool then bool when bool then bool end",
     ],
     "str": [
