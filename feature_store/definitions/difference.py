@@ -219,12 +219,17 @@ class _Side:
         kind, name = node
         if kind == "feature_view":
             bound = self.catalog.views[name]
-            yield from (("entity", entity) for entity in bound.view.entities)
+            yield from (("entity", self._entity(name)) for name in bound.view.entities)
             yield from (("source", rows.name) for rows in bound.inputs)
         elif kind == "on_demand_feature_view":
             yield from (self._view(ref.view) for ref in self.catalog.on_demand[name].needs)
         elif kind == "feature_service":
             yield from (self._view(ref.view) for ref in self.catalog.resolve(self.catalog.services[name]))
+
+    def _entity(self, name: str) -> str:
+        """The entity of a name, or of a join key: views may say either."""
+        entities = self.catalog.entities
+        return name if name in entities else next((e.name for e in entities.values() if e.join_key == name), name)
 
     def _view(self, name: str) -> Node:
         return ("feature_view" if name in self.catalog.views else "on_demand_feature_view", name)

@@ -95,7 +95,7 @@ def _times(relation: LatestRow | Windows) -> tuple[tuple[str, str | None], ...]:
 
 def _of_query(view: BoundView, relation: ScheduledQuery) -> Iterator[Edge]:
     query = bind_query(relation.sql, {rows.name: rows.schema for rows in relation.sources})
-    shared = {origin: "where" for origin in query.filters}
+    shared = dict.fromkeys(query.filters, "where")
     shared |= {origin: "key" for key in relation.keys.names for origin in query.lineage.get(key, ())}
     for feature, output, _ in relation.values:
         origins = [*((origin, "value") for origin in query.lineage.get(output, ())), *shared.items()]

@@ -46,7 +46,8 @@ def _rows(source: Source, columns: Schema | None) -> Rows:
 
 
 def _view(view: FeatureView, entities: dict[str, Entity], rows: dict[str, Rows]) -> BoundView:
-    keys = Schema(tuple(Column(entities[name].join_key, entities[name].type) for name in view.entities))
+    by_key = entities | {entity.join_key: entity for entity in entities.values()}
+    keys = Schema(tuple(Column(by_key[name].join_key, by_key[name].type) for name in view.entities))
     outputs = [(item.name, getattr(item, "type", INT64)) for item in view.aggregations or view.features]
     features = Schema(tuple(Column(name, type_) for name, type_ in outputs))
     stored = {key: value for key, value in view.to_dict().items() if key not in NO_DATA}
@@ -166,6 +167,11 @@ def test_a_changed_key_type_changes_the_view_above_it() -> None:
     assert change.fields_changed == (FieldChange("keys.user_id", "INT64", "STRING"),)
     assert change.destructive
     assert change.data_changed
+
+
+def test_a_view_may_name_its_entity_by_the_join_key() -> None:
+    by_key = FeatureView(name="profile", entities=["user_id"], source="dim", features=[age, city])
+    assert ("feature_view", "profile") in only(difference(None, catalog(user, dim, by_key)), "user").affects
 
 
 def test_a_source_whose_columns_moved_is_an_update() -> None:
