@@ -25,6 +25,7 @@ EVENT_ID = "__event_id"
 TIME, KNOWN = "__t", "__c"
 """Event time and created time (null where unknown) as they are read, in microseconds."""
 
+_NANOSECOND_LIMIT = 2**63 // 1000 - 1  # microseconds beyond which a column of nanoseconds cannot be compared
 _numbers = count()
 
 
@@ -138,12 +139,12 @@ class Part:
         assert name is not None
         type_ = self.arrow.field(name).type if name in self.arrow.names else None
         aware = type_ is None or not pa.types.is_timestamp(type_) or type_.tz is not None
-        bound = "make_timestamptz" if aware else "make_timestamp"
+        limit = _NANOSECOND_LIMIT if type_ == pa.timestamp("ns") else None
         terms = [f"{quoted(name)} IS NOT NULL"]
-        if since is not None:
-            terms.append(f"{quoted(name)} >= {bound}({since}::BIGINT)")
-        if until is not None:
-            terms.append(f"{quoted(name)} < {bound}({until}::BIGINT)")
+        for sign, bound in ((">=", since), ("<", until)):
+            if bound is not None:
+                at = bound if limit is None else max(-limit, min(bound, limit))
+                terms.append(f"{quoted(name)} {sign} make_timestamp{'tz' if aware else ''}({at}::BIGINT)")
         return " AND ".join(terms)
 
 
