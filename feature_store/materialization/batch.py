@@ -113,7 +113,7 @@ class Materializer:
         rows: pa.RecordBatchReader | pa.Table = engine.snapshot(relation, step.at)
         if isinstance(relation, ScheduledQuery):
             path, partition = snapshots_path(bound), {VALID_FROM: str(step.at)}
-            self._offline.replace(path, rows, partition)
+            self._offline.replace(path, _partitioned(rows, partition), partition)
             rows = self._offline.read(path, partition)
         current = self._marker(bound)
         if not step.publish or (current and current.event_time > step.at):
@@ -199,6 +199,22 @@ def _columns(table: Table) -> list[str]:
 
 def _marker_schema() -> pa.Schema:
     return pa.schema([*MARKERS.keys.arrow, *MARKERS.values.arrow])
+
+
+def _partitioned(rows: pa.RecordBatchReader, partition: dict[str, str]) -> pa.RecordBatchReader:
+    """The rows with the partition's columns behind them."""
+    schema = rows.schema
+    for name in partition:
+        schema = schema.append(pa.field(name, pa.string()))
+    return pa.RecordBatchReader.from_batches(
+        schema,
+        (
+            pa.record_batch(
+                [*batch, *(pa.repeat(value, batch.num_rows) for value in partition.values())], schema=schema
+            )
+            for batch in rows
+        ),
+    )
 
 
 def _timed(rows: pa.Table, event_time: int, created: int) -> pa.Table:

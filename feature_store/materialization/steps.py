@@ -83,8 +83,8 @@ def steps_until(bound: BoundView, end: int, past: Past, inputs: Mapping[str, str
         return _new_snapshots(bound, end, past, bool(changed))
     first = past.through is None
     if isinstance(relation, LatestRow):
-        since = past.through if not first else (end - relation.ttl if relation.ttl else None)
-        steps: tuple[Step, ...] = (LatestStep(since, end),)
+        # Rows older than the ttl are loaded, too: a key that has only such a row is OUTSIDE_MAX_AGE, not NOT_FOUND.
+        steps: tuple[Step, ...] = (LatestStep(past.through, end),)
         return steps if first or not changed else (*steps, LatestStep(None, end, changed))
     assert isinstance(relation, Windows)
     steps = tuple(_tile_step(relation, hop, past.through, end) for hop in relation.hops)

@@ -179,7 +179,7 @@ def _arrive(store: FeatureStore, root: Path, found: list[Row], order: list[int],
             store.push("events", _table(part), to="online_and_offline")
             store.push("events", _table(part), to="online_and_offline")
         if turn == 0:
-            store.materialize(_time(at - 20 * DAY), _time(at - 5 * DAY))
+            store.materialize(_time(START), _time(max(START, at - 5 * DAY)))
         elif turn % 2:
             store.materialize_incremental(_time(at - (3 - turn) * DAY))
     store.materialize_incremental(_time(at))
