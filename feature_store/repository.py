@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pathspec import GitIgnoreSpec
 
 from feature_store.definitions.base import Definition
-from feature_store.definitions.checks import check, defined_twice
+from feature_store.definitions.checks import check, check_twice
 from feature_store.definitions.feature_view import FeatureView
 from feature_store.definitions.files import Located, load_file
 from feature_store.definitions.modules import load_modules
@@ -70,7 +70,7 @@ class Repository:
     def _checked(self) -> tuple[list[Located], list[str]]:
         located = [item for path in self.files if path.suffix != ".py" for item in load_file(path, self._shown(path))]
         located += load_modules(self.root, [path for path in self.files if path.suffix == ".py"])
-        _check_twice(located)
+        check_twice(located)
         locations = {(definition.kind, definition.name): place for definition, place in located}
         declared = check([definition for definition, _ in located], locations)
         warnings = []
@@ -121,16 +121,6 @@ def _may_hold_definitions(folder: Path) -> bool:
     if name.startswith(".") or "=" in name or name in ("__pycache__", "_delta_log", "node_modules"):
         return False
     return not (folder / "pyvenv.cfg").is_file() and not (folder / FILE_NAME).is_file()
-
-
-def _check_twice(located: list[Located]) -> None:
-    """Raises where two definitions share a kind and a name, naming both places."""
-    seen: dict[tuple[str, str], Located] = {}
-    for definition, place in located:
-        space = "feature_view" if definition.kind == "on_demand_feature_view" else definition.kind
-        first = seen.setdefault((space, definition.name), (definition, place))
-        if first[0] is not definition:
-            raise defined_twice(definition, first[0], place, first[1])
 
 
 def _check_engine(view: FeatureView, settings: Settings, location: Location | None) -> None:

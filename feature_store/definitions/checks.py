@@ -112,7 +112,7 @@ class Declared:
 def check(definitions: Sequence[Definition], locations: Locations | None = None) -> Declared:
     """The definitions by name; `DefinitionError`, with its place, for the first thing that is wrong among them."""
     declared = Declared(definitions, locations or {})
-    _check_names(declared)
+    check_twice((definition, locate(declared.locations, definition)) for definition in definitions)
     for entity in declared.entities.values():
         if entity.join_key == TIME_COLUMN:
             raise declared.error(entity, f'"{TIME_COLUMN}" is the time of entity rows, not a join key', "join_key")
@@ -161,25 +161,20 @@ def _needed_views(declared: Declared, view: OnDemandFeatureView) -> dict[str, No
     )
 
 
-def _check_names(declared: Declared) -> None:
-    seen: dict[tuple[str, str], Definition] = {}
-    for definition in declared.definitions:
+def check_twice(located: Iterable[tuple[Definition, Location | None]]) -> None:
+    """`DefinitionError`, naming both places, where two definitions share a kind and a name; feature views and
+    on-demand views share their names."""
+    seen: dict[tuple[str, str], tuple[Definition, Location | None]] = {}
+    for definition, location in located:
         space = "feature_view" if isinstance(definition, OnDemandFeatureView) else definition.kind
-        first = seen.setdefault((space, definition.name), definition)
-        if first is not definition:
-            location = locate(declared.locations, definition, "name")
-            raise defined_twice(definition, first, location, locate(declared.locations, first, "name"))
-
-
-def defined_twice(
-    definition: Definition, first: Definition, location: Location | None, first_location: Location | None
-) -> DefinitionError:
-    """The error for two definitions that share a name."""
-    where = f" at {first_location}" if first_location else ""
-    message = f"{definition.title} is defined twice, first{where}"
-    if first.kind != definition.kind:
-        message = f"{definition.title} has the name of a {first.kind.replace('_', ' ')}{where}"
-    return DefinitionError(message, location=location, hint="Rename or remove one of them")
+        first, first_location = seen.setdefault((space, definition.name), (definition, location))
+        if first is definition:
+            continue
+        where = f" at {first_location}" if first_location else ""
+        message = f"{definition.title} is defined twice{where and ', first'}{where}"
+        if first.kind != definition.kind:
+            message = f"{definition.title} has the name of a {first.kind.replace('_', ' ')}{where}"
+        raise DefinitionError(message, location=location, hint="Rename or remove one of them")
 
 
 def _check_source(declared: Declared, source: Source) -> None:
@@ -259,9 +254,7 @@ def _check_on_demand(declared: Declared, view: OnDemandFeatureView) -> None:
 
 def _check_not_time(declared: Declared, view: Definition, name: str, *path: str | int) -> None:
     if name == TIME_COLUMN:
-        raise declared.error(
-            view, f'"{TIME_COLUMN}" is the time of entity rows, so nothing else can be named so', *path
-        )
+        raise declared.error(view, f'"{TIME_COLUMN}" is the time of entity rows and names nothing else', *path)
 
 
 def names_at(references: Iterable[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:

@@ -73,7 +73,7 @@ def _wording(detail: ErrorDetails, path: Sequence[str | int], model: type[BaseMo
         known = _keys_at(path[:-1], model)
         prefix = _spell(path[:-1])
         key = str(path[-1])
-        hint = nearest(key, known) or f"Keys are {', '.join(known)}"
+        hint: str | None = nearest(key, known) or f"Keys are {', '.join(known)}"
         if key.endswith((")", ">")):
             hint = "Inside { } and [ ] a comma ends a value: put the value in quotes"
         return f'{prefix}unknown key "{key}"', hint

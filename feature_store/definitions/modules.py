@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import sys
 import threading
 import types
@@ -60,12 +61,18 @@ def _importable(root: Path) -> Iterator[None]:
 
 
 def _is_below(module: types.ModuleType, root: Path) -> bool:
-    """Whether a module is a file of the repository, and not of a virtual environment in it or the running program."""
-    file = getattr(module, "__file__", None)
-    if module.__name__ == "__main__" or not isinstance(file, str) or not file.startswith(f"{root}/"):
+    """Whether a module is of the repository, and not of a virtual environment in it or the running program."""
+    if module.__name__.split(".")[0] in ("__main__", "feature_store"):
         return False
-    inner = Path(file).relative_to(root).parts
-    return "site-packages" not in inner and not file.startswith(sys.prefix + "/")
+    places = [getattr(module, "__file__", None) or "", *getattr(module, "__path__", ())]
+    return any(_is_users(place, root) for place in places)
+
+
+def _is_users(file: object, root: Path) -> bool:
+    """Whether a file, or the folder of a package, is the user's code."""
+    if not isinstance(file, str) or not file.startswith(f"{root}{os.sep}"):
+        return False
+    return "site-packages" not in file and not file.startswith(f"{sys.prefix}{os.sep}")
 
 
 def _parse(path: Path, file: str) -> ast.Module:
@@ -102,20 +109,20 @@ def _run(root: Path, path: Path, file: str) -> types.ModuleType:
 
 def _error(error: BaseException, root: Path, file: str) -> FeatureStoreError:
     """The error at the innermost line of the user's code."""
+    if isinstance(error, SyntaxError) and _is_users(error.filename, root):
+        location = Location(Path(str(error.filename)).relative_to(root).as_posix(), error.lineno or 0)
+        return DefinitionError(f"not Python: {error.msg}", location=location)
     location = Location(file)
-    if isinstance(error, SyntaxError) and error.filename and error.filename.startswith(f"{root}/"):
-        location = Location(Path(error.filename).relative_to(root).as_posix(), error.lineno or 0)
     trace = error.__traceback__
-    while trace and not isinstance(error, SyntaxError):
+    while trace:
         code = trace.tb_frame.f_code.co_filename
-        if code.startswith(f"{root}/") and "site-packages" not in code:
+        if _is_users(code, root):
             location = Location(Path(code).relative_to(root).as_posix(), trace.tb_lineno)
         trace = trace.tb_next
     if isinstance(error, FeatureStoreError):
         return error.at(location)
     text = str(error).splitlines()[0] if str(error) else ""
-    message = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return DefinitionError(message, location=location)
+    return DefinitionError(f"{type(error).__name__}: {text}" if text else type(error).__name__, location=location)
 
 
 def _held(module: types.ModuleType) -> Iterator[tuple[str, Definition]]:
