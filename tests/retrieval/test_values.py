@@ -18,6 +18,7 @@ from feature_store.retrieval.values import json_writer, read_column
 from feature_store.types import BOOL, BYTES, DATE, FLOAT32, FLOAT64, INT32, INT64, STRING, TIMESTAMP, Type
 
 NEW_YEAR = 1_767_225_600
+PRICE = Type.parse("DECIMAL(5,2)")
 
 
 @pytest.mark.parametrize(
@@ -53,10 +54,11 @@ def test_reads(type_: Type, given_: list[Any], read: list[Any]) -> None:
     [
         (INT64, "1"), (INT64, True), (INT64, 1.0), (INT64, 2**63), (INT64, -(2**63) - 1), (INT64, [1]), (INT64, {}),
         (INT32, 2**31), (FLOAT64, "1.5"), (FLOAT64, True), (FLOAT64, 10**400), (FLOAT64, "nan"), (FLOAT32, 1e300),
-        (STRING, 1), (STRING, b"a"), (STRING, "\ud800"), (BOOL, 1), (BOOL, "true"), (BYTES, "A"), (BYTES, "é"), (BYTES, 1),
+        (STRING, 1), (STRING, b"a"), (STRING, "\ud800"), (BOOL, 1), (BOOL, "true"), (BYTES, "A"), (BYTES, "é"),
+        (BYTES, 1),
         (TIMESTAMP, 1.7e15), (TIMESTAMP, math.nan), (TIMESTAMP, math.inf), (TIMESTAMP, "yesterday"), (TIMESTAMP, True),
         (TIMESTAMP, "0001-01-01T00:00:00+14:00"), (DATE, "2026-13-01"), (DATE, 3),
-        (Type.parse("DECIMAL(5,2)"), "1.555"), (Type.parse("DECIMAL(5,2)"), "12345"), (Type.parse("DECIMAL(5,2)"), "NaN"),
+        (PRICE, "1.555"), (PRICE, "12345"), (PRICE, "NaN"), (PRICE, True), (PRICE, []),
         (Type.parse("ARRAY<INT64>"), 1), (Type.parse("ARRAY<INT64>"), "12"), (Type.parse("ARRAY<INT64>"), ["1"]),
     ],
 )  # fmt: skip
