@@ -86,7 +86,10 @@ def decimal_of_text(text: str, precision: int, scale: int) -> Decimal | None:
 def decimal_of(value: Decimal | int, precision: int, scale: int) -> Decimal | None:
     """Rounded half away from zero to `scale`; None where it needs more digits than `precision`."""
     quantized = Decimal(value).quantize(Decimal(1).scaleb(-scale), context=_WIDE)
-    return quantized if abs(quantized) < Decimal(10) ** (precision - scale) else None
+    magnitude = quantized.copy_abs()  # abs() would round to the 28 digits of the default context
+    if magnitude >= Decimal(10) ** (precision - scale):
+        return None
+    return quantized if quantized else magnitude  # there is no -0.00 in SQL
 
 
 def bool_of_text(text: str) -> bool | None:

@@ -655,6 +655,18 @@ def test_rows_equal_duckdb(connection: Any, text: str, rows: list[dict[str, Any]
         assert same(ours, theirs), (text, to_sql(scalar), row, ours, theirs)
 
 
+def test_decimals_have_no_negative_zero_and_all_their_digits(connection: Any) -> None:
+    schema = Schema.of(p=Type.parse("DECIMAL(38,2)"))
+    values = [Decimal("-0.04"), Decimal(10**38 - 1).scaleb(-2), Decimal("-999.95"), None]
+    assert both(connection, "cast(cast(p as decimal(38,1)) as string)", {"p": values}, schema) == [
+        "0.0",
+        "1000000000000000000000000000000000000.0",
+        "-1000.0",
+        None,
+    ]
+    assert both(connection, "cast(p as decimal(4,1))", {"p": values}, schema)[2:] == [None, None]
+
+
 def test_float32_cast_rounds(connection: Any) -> None:
     assert both(connection, "cast(x as FLOAT32)", {"x": [0.1, 1e300, None, INF]}) == [
         struct.unpack("f", struct.pack("f", 0.1))[0],
