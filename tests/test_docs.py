@@ -102,11 +102,11 @@ class Reader:
             os.chdir(before)
 
     def serve(self, code: str) -> None:
-        log = (self.home / "server.log").open("wb")
         command = ["bash", "-c", f"exec {code.strip()}"]
-        self.servers.append(
-            subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT)
-        )
+        with (self.home / "server.log").open("wb") as log:
+            self.servers.append(
+                subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT)
+            )
         until = time.monotonic() + 30
         while time.monotonic() < until and self.servers[-1].poll() is None:
             try:
