@@ -46,12 +46,12 @@ types = st.recursive(_simple_types, lambda inner: inner.map(array), max_leaves=3
 
 def defaults(type_: Type) -> st.SearchStrategy[Any]:
     """Python values that a type takes as a default, or None."""
-    return st.none() | _values(type_)
+    return st.none() | values(type_)
 
 
-def _values(type_: Type) -> st.SearchStrategy[Any]:
+def values(type_: Type) -> st.SearchStrategy[Any]:
     if type_.item:
-        return st.lists(_values(type_.item), max_size=3)
+        return st.lists(values(type_.item), max_size=3)
     if type_.kind == "DECIMAL":
         limit = 10**type_.precision - 1
         return st.integers(-limit, limit).map(lambda whole: f"{whole}e-{type_.scale}")

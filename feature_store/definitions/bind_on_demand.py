@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from feature_store.definitions.base import Field
 from feature_store.definitions.catalog import BoundOnDemand, BoundView, FeatureRef
 from feature_store.definitions.checks import Declared, names_at
-from feature_store.definitions.conversions import converted, placed
+from feature_store.definitions.conversions import converted, expression, placed
 from feature_store.definitions.on_demand import OnDemandFeatureView
 from feature_store.errors import FeatureStoreError
-from feature_store.expressions import scalars
 from feature_store.expressions.relations import Computed
 from feature_store.types import Column, Schema, Type
 
@@ -56,7 +55,7 @@ def _computed(
     """A feature of an on-demand view, over the names in its scope."""
     path = ("features", index, "expression")
     try:
-        scalar = scalars.bind(field.expression or "", scope)
+        scalar = expression(field.expression or "", scope)
     except FeatureStoreError as error:
         raise placed(declared, view, error, *path) from None
     for name in sorted(scalar.columns):

@@ -9,12 +9,11 @@ from typing import Any
 from feature_store.definitions.base import Field
 from feature_store.definitions.catalog import BoundView
 from feature_store.definitions.checks import Declared
-from feature_store.definitions.conversions import converted, converts, placed, some
+from feature_store.definitions.conversions import converted, converts, expression, placed, some
 from feature_store.definitions.defaults import raw_default
 from feature_store.definitions.feature_view import Aggregation, FeatureView
 from feature_store.definitions.versions import version
 from feature_store.errors import DefinitionError, FeatureStoreError, nearest
-from feature_store.expressions import scalars
 from feature_store.expressions.aggregates import result_type
 from feature_store.expressions.queries import BoundQuery, bind_query
 from feature_store.expressions.relations import (
@@ -46,7 +45,7 @@ class _ViewBinder:
         if type_ is not None:
             return Ref(type_, text)
         try:
-            return scalars.bind(text, self.rows.schema)
+            return expression(text, self.rows.schema)
         except FeatureStoreError as error:
             if text.isidentifier():
                 raise self.no_column(text, *path) from None

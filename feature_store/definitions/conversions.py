@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from feature_store.definitions.base import Definition, Field
 from feature_store.definitions.checks import Declared
@@ -10,7 +11,13 @@ from feature_store.definitions.places import locate
 from feature_store.errors import DefinitionError, ExpressionError, FeatureStoreError
 from feature_store.expressions import scalars
 from feature_store.expressions.scalars import Scalar
-from feature_store.types import Type
+from feature_store.types import Schema, Type
+
+
+@lru_cache(maxsize=16_384)
+def expression(text: str, schema: Schema) -> Scalar:
+    """`scalars.bind`, remembered: an `apply` binds what was there before and what is there now."""
+    return scalars.bind(text, schema)
 
 
 def converts(actual: Type, wanted: Type) -> bool:
