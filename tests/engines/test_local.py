@@ -259,8 +259,8 @@ def test_scheduled_windows_stand_still_until_midnight_of_their_zone(engine: Loca
 
 
 def test_many_batches_of_events(engine: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("feature_store.engines.local._EVENTS_AT_ONCE", 7)
-    monkeypatch.setattr("feature_store.engines.local._BATCH", 5)
+    monkeypatch.setattr("feature_store.engines.facts.EVENTS_AT_ONCE", 7)
+    monkeypatch.setattr("feature_store.engines.facts.BATCH", 5)
     rows = [(key, time, None, float(time), None) for key in range(20) for time in range(key * 3)]
     relation = Windows(source(write(tmp_path / "a.parquet", rows)), KEYS, WINDOWS)
     asked = [(key, time) for time in (70, 3, 33) for key in range(-1, 21)]
@@ -513,7 +513,7 @@ def test_compute_appends_columns_in_row_order(engine: LocalEngine) -> None:
 
 
 def test_a_reader_may_be_dropped_half_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("feature_store.engines.local._BATCH", 10)
+    monkeypatch.setattr("feature_store.engines.facts.BATCH", 10)
     engine = LocalEngine()
     rows = source(write(tmp_path / "a.parquet", [(key, 5, None, 1.0, None) for key in range(1000)]))
     reader = engine.latest(latest(rows), None, 10)

@@ -1,0 +1,144 @@
+"""The rows of a source as a view needs them, in DuckDB SQL: keys, times, computed values.
+
+Columns: __k0, __k1, ... keys; `TIME` and `KNOWN` (microseconds); __v0, ... values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from feature_store.engines.scans import KNOWN, TIME, Scan, listed, quoted
+from feature_store.engines.windows import Columns
+from feature_store.expressions.relations import Rows, Window, Windows
+from feature_store.expressions.scalars import Scalar, to_sql
+from feature_store.storage.online import NO_CREATED
+from feature_store.types import Schema, Type
+
+Batches = Iterator[pa.RecordBatch]
+
+EVENTS_AT_ONCE = 1_000_000
+BATCH = 65_536
+
+
+class Facts:
+    """The rows of a source with what a view needs of them: keys, times and computed values; rows without a key or an
+    event time are left out."""
+
+    def __init__(self, session: Any, rows: Rows, keys: Schema, scalars: Sequence[Scalar], once: bool = False) -> None:
+        self.session, self.rows, self.once = session, rows, once
+        self.since: int | None = None
+        self.until: int | None = None
+        self.short_keys = [f"__k{number}" for number in range(len(keys))]
+        self.short_values = [f"__v{number}" for number in range(len(scalars))]
+        self.keys, self.values = listed(self.short_keys), listed(self.short_values)
+        self._key_columns = [(key.name, key.type.duckdb) for key in keys]
+        self._scalars = list(scalars)
+        self._semi = ""
+        self._settled = ""
+
+    @classmethod
+    def of_windows(cls, session: Any, relation: Windows, columns: Columns) -> Facts:
+        facts = cls(session, relation.rows, relation.keys, [*columns.values, *columns.conditions], once=True)
+        facts.short_values = [*columns.values.values(), *columns.conditions.values()]
+        return facts
+
+    def restrict_to(self, table: str) -> None:
+        """Only rows whose key is in a table with columns __k0, ..."""
+        self._semi = f" SEMI JOIN {table} USING ({self.keys})"
+
+    def restrict_to_inputs(self, inputs: Collection[str]) -> None:
+        """Only rows whose key has a row in one of these inputs."""
+        scan = Scan(self.session, self.rows, inputs)
+        named = listed(self._named_keys())
+        names = [name for name, _ in self._key_columns]
+        self.session.execute(f"CREATE TEMP TABLE touched AS SELECT DISTINCT {named} FROM ({scan.select(names)})")
+        self.restrict_to("touched")
+
+    def settle(self) -> None:
+        """Keeps the rows in a temporary table where reading them twice would cost much."""
+        scan = Scan(self.session, self.rows)
+        scan.check_time()
+        if scan.is_cheap and not (self.once and self.rows.unique):
+            return
+        self.session.execute(f"CREATE TEMP TABLE settled AS {self._select(scan, self.short_values)}")
+        self._settled = "settled"
+
+    def narrow(self) -> str:
+        """Keys and times."""
+        return self._settled_or([])
+
+    def wide(self) -> str:
+        """Keys, times and values."""
+        return self._settled_or(self.short_values)
+
+    def _settled_or(self, values: Sequence[str]) -> str:
+        if self._settled:
+            return f"SELECT {listed([self.keys, TIME, KNOWN, *values])} FROM {self._settled}"
+        return self._select(Scan(self.session, self.rows), values)
+
+    def _named_keys(self) -> list[str]:
+        pairs = zip(self._key_columns, self.short_keys, strict=True)
+        return [f"CAST({quoted(name)} AS {type_}) AS {short}" for (name, type_), short in pairs]
+
+    def _select(self, scan: Scan, values: Sequence[str]) -> str:
+        computed = dict(zip(self.short_values, self._scalars, strict=True))
+        scalars = {short: computed[short] for short in values}
+        names = [name for name, _ in self._key_columns]
+        columns = [*names, *sorted(frozenset[str]().union(*(scalar.columns for scalar in scalars.values())))]
+        selected = [
+            *self._named_keys(),
+            TIME,
+            KNOWN,
+            *(f"{to_sql(each)} AS {short}" for short, each in scalars.items()),
+        ]
+        present = " AND ".join(f"{quoted(name)} IS NOT NULL" for name in names)
+        rows = scan.select(columns, self.since, self.until, self.once, stamped=True)
+        return f"SELECT * FROM (SELECT {listed(selected)} FROM ({rows}) WHERE {present}){self._semi}"
+
+    def fetch(self, *identity: str, tag: str = "") -> str:
+        """SQL for one row of each of the table `winners` (keys and `identity`, maybe also a column `tag`): of rows
+        that are equal in those, the one whose created time, then values, compare greatest."""
+        using = listed([self.keys, *identity])
+        self.session.execute(
+            f"CREATE TEMP TABLE tied AS SELECT winners.* FROM winners SEMI JOIN ("
+            f"SELECT {using} FROM ({self._identified(self.narrow(), identity)}) SEMI JOIN winners USING ({using}) "
+            f"GROUP BY ALL HAVING count(*) > 1) USING ({using})"
+        )
+        columns = listed([*([tag] if tag else []), self.keys, TIME, KNOWN, *self.short_values])
+        wide = self._identified(self.wide(), identity)
+        if not self.session.execute("SELECT count(*) FROM tied").fetchall()[0][0]:
+            return f"SELECT {columns} FROM ({wide}) JOIN winners USING ({using})"
+        order = listed(f"{name} DESC NULLS LAST" for name in (KNOWN, *self.short_values))
+        return (
+            f"SELECT {columns} FROM ({wide}) JOIN (FROM winners ANTI JOIN tied USING ({using})) USING ({using}) "
+            f"UNION ALL SELECT {columns} FROM ({wide}) JOIN tied USING ({using}) "
+            f"QUALIFY row_number() OVER (PARTITION BY {using} ORDER BY {order}) = 1"
+        )
+
+    def _identified(self, rows: str, identity: Sequence[str]) -> str:
+        """With created unknown as a number, where rows are told apart by it: NULL equals nothing."""
+        return f"SELECT * REPLACE (coalesce(__c, {NO_CREATED}) AS __c) FROM ({rows})" if KNOWN in identity else rows
+
+
+def event_columns(columns: Columns) -> str:
+    """Of facts, what `Events` take."""
+    return listed([TIME, f"coalesce(__c, {NO_CREATED}) AS __c", *columns.values.values(), *columns.conditions.values()])
+
+
+def reach(windows: Sequence[Window], at: int) -> int:
+    """The earliest event time that counts in a window at an instant."""
+    return min(((at - window.length) // window.hop * window.hop for window in windows), default=at)
+
+
+def batches(relation: Any) -> Batches:
+    """The rows of a DuckDB relation, as they are made."""
+    yield from relation.to_arrow_reader(BATCH)
+
+
+def conform(column: Any, type_: Type | pa.DataType) -> Any:
+    """An Arrow column in a type that holds the same values."""
+    arrow = type_.arrow if isinstance(type_, Type) else type_
+    return column if column.type == arrow else column.cast(arrow)
