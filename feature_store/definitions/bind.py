@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from feature_store.expressions.relations import Rows
 from feature_store.types import Column, Schema
 
 __all__ = ["BoundOnDemand", "BoundView", "Catalog", "FeatureRef", "Locations", "bind", "rows_of"]
+
+_WORD = re.compile(r"\w+")
 
 
 def rows_of(source: Source, root: Path, pushed: Callable[[str], str], schema: Schema) -> Rows:
@@ -49,7 +52,8 @@ def bind(
     locations: Locations | None = None,
 ) -> Catalog:
     """The catalog of a project's definitions; `DefinitionError`, with its place, for the first one that is wrong, and
-    `SourceError` for a source that cannot be read. Sources that no view uses need not exist yet."""
+    `SourceError` for a source that cannot be read. A source that no view uses need not exist yet: its rows
+    have only the columns that it declares."""
     declared = check(definitions, locations)
     rows = _SourceReader(declared, root, pushed, schema_of).rows()
     views = {name: bind_view(declared, view, rows, timezone) for name, view in declared.views.items()}
@@ -69,21 +73,23 @@ class _SourceReader:
     schema_of: Callable[[Rows], Schema]
 
     def rows(self) -> dict[str, Rows]:
-        used = {view.source for view in self.declared.views.values()}
-        has_sql = any(view.sql for view in self.declared.views.values())
+        views = self.declared.views.values()
+        used = {view.source for view in views}
+        words = {word for view in views if view.sql for word in _WORD.findall(view.sql)}
         found = {}
         for name, source in self.declared.sources.items():
             try:
                 found[name] = self._rows(source)
             except SourceError as error:
-                if name in used or has_sql:
+                if name in used or name in words:
                     key = "path" if source.path else "table"
                     raise error.at(locate(self.declared.locations, source, key)) from None
+                found[name] = rows_of(source, self.root, self.pushed, _declared_columns(source))
         return found
 
     def _rows(self, source: Source) -> Rows:
-        columns = tuple(Column(column.name, column.type) for column in source.columns)
-        rows = rows_of(source, self.root, self.pushed, Schema(columns))
+        columns = source.columns
+        rows = rows_of(source, self.root, self.pushed, _declared_columns(source))
         if columns and not (rows.path or rows.table):
             return rows
         try:
@@ -92,6 +98,8 @@ class _SourceReader:
             if columns and source.stream:
                 return rows
             raise
+        if not actual.columns:
+            return rows  # as it was recorded: not there when it was applied
         if not columns:
             rows = rows_of(source, self.root, self.pushed, actual)
         for index, column in enumerate(columns):
@@ -118,3 +126,7 @@ class _SourceReader:
     def _missing(self, source: Source, column: str, schema: Schema, *path: str | int) -> None:
         hint = nearest(column, schema.names) or f"It has {some(schema.names)}"
         raise self.declared.error(source, f'no column "{column}"', *path, hint=hint)
+
+
+def _declared_columns(source: Source) -> Schema:
+    return Schema(tuple(Column(column.name, column.type) for column in source.columns))

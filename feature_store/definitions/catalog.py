@@ -84,7 +84,7 @@ class BoundOnDemand:
 class Catalog:
     """All definitions of a project, by name; `on_demand` in an order in which each comes after those it needs.
 
-    `rows` are the rows of each source, with their schemas.
+    `rows` are the rows of each source, with their schemas; one that does not exist yet has those it declares.
     """
 
     project: str

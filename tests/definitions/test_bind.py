@@ -230,9 +230,11 @@ def test_uris_and_absolute_paths_stay() -> None:
 
 
 def test_a_source_that_no_view_uses_need_not_be_there() -> None:
-    catalog = bound(BASE + "source: {name: later, path: nowhere, timestamp: t}")
+    catalog = bound(BASE + SQL + "---\nsource: {name: later, path: nowhere, timestamp: t}")
     assert "later" in catalog.sources
-    assert "later" not in catalog.rows
+    assert catalog.rows["later"].schema == Schema(())
+    again = bound(BASE + SQL + "---\nsource: {name: later, path: nowhere, timestamp: t}", {"later": Schema(())})
+    assert again.rows == catalog.rows  # bound from the registry, where it has no columns
 
 
 def test_a_source_that_a_view_uses_must_be_there() -> None:

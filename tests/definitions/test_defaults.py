@@ -80,5 +80,5 @@ def testvalues(type_: str, value: Any, raw: Any) -> None:
     ],
 )
 def test_what_a_type_does_not_hold(type_: str, value: Any) -> None:
-    with pytest.raises(DefinitionError, match="^default .* is not an? "):
+    with pytest.raises(DefinitionError, match=r"^default .* is not an? "):
         raw_default(value, Type.parse(type_))
