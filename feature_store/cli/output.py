@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 
+_FEW_ROWS = 4  # up to so many rows that are wider than the terminal are shown a line a column
+
 
 class Output(Protocol):
     """What commands print to."""
@@ -73,7 +75,7 @@ class TextOutput:
         cells = [[_cell(row[column]) if column in row else "" for column in columns] for row in shown]
         numbers = [bool(shown) and all(_is_number(row.get(column)) for row in shown) for column in columns]
         if self._console:
-            self._console.print(_table(columns, cells, numbers))
+            self._print_table(columns, cells, numbers)
         else:
             self._stream.writelines(_lines([list(columns), *cells], numbers))
 
@@ -91,6 +93,16 @@ class TextOutput:
     def plan(self, plan: Plan, done: bool) -> None:
         for line in explain(plan, done):
             self._line(line.text, line.style)
+
+    def _print_table(self, columns: Sequence[str], cells: Sequence[Sequence[str]], numbers: Sequence[bool]) -> None:
+        assert self._console is not None
+        needed = sum(_widths([columns, *cells])) + 2 * len(columns)
+        if needed > self._console.width and 0 < len(cells) <= _FEW_ROWS:
+            turned = [[column, *values] for column, *values in zip(columns, *cells, strict=True)]
+            header = ["", *(str(number) for number in range(1, len(cells) + 1))]
+            self._console.print(_table(header, turned, [False] * len(header)))
+        else:
+            self._console.print(_table(columns, cells, numbers))
 
     def _line(self, styled: str, style: str = "", rest: str = "") -> None:
         if self._console is None:
@@ -119,13 +131,19 @@ def _lines(rows: Sequence[Sequence[str]], numbers: Sequence[bool]) -> Iterator[s
     from rich.cells import cell_len
 
     rows = [[" ".join(cell.splitlines()) for cell in row] for row in rows]
-    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    widths = _widths(rows)
     for row in rows:
         padded = []
         for cell, width, right in zip(row, widths, numbers, strict=True):
             space = " " * (width - cell_len(cell))
             padded.append(space + cell if right else cell + space)
         yield "  ".join(padded).rstrip() + "\n"
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    from rich.cells import cell_len
+
+    return [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
 
 
 def plain(value: Any) -> Any:

@@ -51,6 +51,23 @@ def test_a_table_for_a_pipe_has_whole_lines_and_no_colour() -> None:
     assert "\x1b" not in stream.getvalue()
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_few_wide_rows_are_turned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "dumb")
+    names = [f"feature_{number}" for number in range(20)]
+    wide, narrow = Terminal(), Terminal()
+    TextOutput(wide).rows([dict.fromkeys(names, 1), dict.fromkeys(names, 2)], names)
+    lines = [line.split() for line in wide.getvalue().splitlines()]
+    assert ["feature_19", "1", "2"] in lines
+    TextOutput(narrow).rows([dict.fromkeys(names[:2], 1)], names[:2])
+    assert ["feature_0", "feature_1"] in [line.split() for line in narrow.getvalue().splitlines()]
+
+
 def test_an_empty_listing_is_a_sentence_or_an_empty_list() -> None:
     text, listing = io.StringIO(), io.StringIO()
     TextOutput(text).rows([], ["name"], empty="Nothing.")
