@@ -1,0 +1,64 @@
+"""Feast's own client, in an environment of its own, reads from the service and writes to it.
+
+Set FEAST_PYTHON to the Python of an environment with Feast 0.67; the test is skipped without.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.serving.conftest import Served
+
+CLIENT = """
+import json, sys, warnings
+from datetime import datetime, timedelta
+warnings.simplefilter("ignore")
+import pandas as pd
+from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
+from feast.types import Float64, Int64, String, Bytes, UnixTimestamp, Array
+
+url, folder = sys.argv[1:]
+store = FeatureStore(config=RepoConfig(
+    project="serving", provider="local", registry=folder + "/registry.db", entity_key_serialization_version=3,
+    online_store={"type": "remote", "path": url}, offline_store={"type": "dask"},
+))
+user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.INT64)
+source = FileSource(name="stats", path=folder + "/nothing.parquet", timestamp_field="event_timestamp")
+fields = {"clicks": Int64, "ctr": Float64, "city": String, "seen": UnixTimestamp}
+view = FeatureView(name="user_stats", entities=[user], ttl=timedelta(days=90), source=source,
+                   schema=[Field(name="user_id", dtype=Int64)] + [Field(name=n, dtype=t) for n, t in fields.items()])
+store.registry.apply_entity(user, "serving")
+store.registry.apply_feature_view(view, "serving")
+refs = ["user_stats:" + name for name in fields]
+
+def read(full):
+    rows = [{"user_id": 1}, {"user_id": 2}, {"user_id": 999}]
+    return store.get_online_features(refs, rows, full_feature_names=full).to_dict()
+
+print(json.dumps([read(False), read(True)], default=str))
+"""
+
+
+@pytest.mark.skipif("FEAST_PYTHON" not in os.environ, reason="FEAST_PYTHON names no Python with Feast")
+def test_feasts_client_reads(served: Served, tmp_path: Path) -> None:
+    script = tmp_path / "client.py"
+    script.write_text(CLIENT)
+    done = subprocess.run(
+        [os.environ["FEAST_PYTHON"], str(script), served.url, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "FEAST_USAGE": "False"},
+    )
+    assert done.returncode == 0, done.stderr
+    short, full = json.loads(done.stdout.splitlines()[-1])
+    assert short["user_id"] == [1, 2, 999]
+    assert short["clicks"] == [10, None, None]
+    assert short["city"] == ["Wien]", "nowhere", "nowhere"]
+    assert short["seen"] == [1_700_000_000, None, None]
+    assert full["user_stats__clicks"] == [10, None, None]
