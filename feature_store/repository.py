@@ -49,6 +49,12 @@ class Repository:
         """The definitions in the order of the files, checked against each other; `DefinitionError` with its place."""
         return [definition for definition, _ in self._checked[0]]
 
+    def resolve_alias(self, uri: str) -> str | None:
+        """What a storage URI of a definition means: an alias's URI, itself if it is an address, None for an alias
+        that the settings lack (the repo's own stores serve then)."""
+        alias = _alias(uri)
+        return uri if alias is None else self.settings.aliases.get(alias)
+
     @property
     def locations(self) -> Mapping[tuple[str, str], Location]:
         """Where each definition stands, by (kind, name): the file relative to the root, and the line."""

@@ -7,7 +7,7 @@ Every operation is a few lines here and its meaning is elsewhere: planning in `d
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -40,6 +40,7 @@ from feature_store.retrieval.response import OnlineResponse
 from feature_store.settings import Settings
 from feature_store.storage.offline import OfflineStore
 from feature_store.storage.online import OnlineStore, Table
+from feature_store.storage.routed import RoutedOnlineStore
 from feature_store.types import Column, Schema, Type
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class FeatureStore:
         self._looked_at = 0.0
         self._online: OnlineFeatures | None = None
         self._engines: dict[str, Engine] = {}
+        self._aliased: dict[str, str] = {}
 
     # What the store stands on
 
@@ -89,7 +91,15 @@ class FeatureStore:
 
     @cached_property
     def online_store(self) -> OnlineStore:
-        return open_online_store(self.settings.online_store, self.project, self.root)
+        return self.open_online_store()
+
+    def open_online_store(self, adjust: Callable[[str], str] = str) -> OnlineStore:
+        """The repo's online store, and those that views name for themselves, as one; `adjust` may change their URIs."""
+
+        def opened(uri: str) -> OnlineStore:
+            return open_online_store(adjust(uri), self.project, self.root)
+
+        return RoutedOnlineStore(opened(self.settings.online_store), lambda view: self._aliased.get(view), opened)
 
     @cached_property
     def offline_store(self) -> OfflineStore:
@@ -112,6 +122,7 @@ class FeatureStore:
                 return False
             state = self.registry.load(serial)
             self._catalog = self._bind_state(state)
+            self._aliased = self._own_stores(self._catalog)
             self._state = state
             self._online = None
             return True
@@ -119,6 +130,15 @@ class FeatureStore:
     def _bind_state(self, state: State) -> Catalog:
         schemas = {record.name: _schema(record) for record in state.records if record.kind == Source.kind}
         return self._bind(_definitions(state), lambda rows: schemas[rows.name])
+
+    def _own_stores(self, catalog: Catalog) -> dict[str, str]:
+        """The URIs of the stores that views name for themselves, where `aliases` or the URI itself say what they are."""
+        found = {
+            name: self.repository.resolve_alias(view.view.storage.online)
+            for name, view in catalog.views.items()
+            if view.view.storage and view.view.storage.online
+        }
+        return {name: uri for name, uri in found.items() if uri and uri != self.settings.online_store}
 
     def _bind(self, definitions: Sequence[Definition], schema_of: Any, locations: Any = None) -> Catalog:
         return bind(
@@ -181,12 +201,12 @@ class FeatureStore:
         }
         if not plan.is_empty:
             self.registry.commit(plan.registry_changes(), plan.serial)
-        for bound in catalog.views.values():
-            for table in tables_of(bound) if bound.view.online else ():
-                self.online_store.create(table)
         for history in histories.values():
             self._drop_tables(history)
         self.refresh()
+        for bound in catalog.views.values():
+            for table in tables_of(bound) if bound.view.online else ():
+                self.online_store.create(table)
         return plan
 
     def _plan(self, definitions: Iterable[Definition] | None, partial: bool = False) -> tuple[Plan, Catalog]:
@@ -195,6 +215,7 @@ class FeatureStore:
         locations: Mapping[tuple[str, str], Location] = {}
         warnings: Sequence[str] = ()
         if definitions is None:
+            self.repository = Repository(self.root, self.repository.settings_file)
             after: Sequence[Definition] = self.repository.definitions
             locations, warnings = self.repository.locations, self.repository.warnings
         else:

@@ -13,7 +13,6 @@ from urllib.parse import urlsplit, urlunsplit
 
 import uvicorn
 
-from feature_store.plugins import open_online_store
 from feature_store.serving.app import Service, create_app
 from feature_store.serving.exchange import AccessLog
 from feature_store.store import FeatureStore
@@ -57,7 +56,7 @@ def worker() -> Service:
     settings = os.environ[_SETTINGS]
     store = FeatureStore(os.environ[_REPO], settings or None)
     log = AccessLog(requests=bool(os.environ[_LOG]))
-    reader = open_online_store(impatient(store.settings.online_store), store.project, store.root)
+    reader = store.open_online_store(impatient)
     app = create_app(store, Path(os.environ[_METRICS]), log, reader)
     app.router.lifespan_context = _settled(app, app.router.lifespan_context)
     return app

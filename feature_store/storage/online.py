@@ -60,7 +60,7 @@ class OnlineStore(Protocol):
         `keep_from`: items below it are dropped from the keys written.
         """
 
-    def read(self, requests: Sequence[tuple[Table, Sequence[Key]]]) -> list[list[Row | None | Mapping[bytes, Row]]]:
+    def read(self, requests: Sequence[tuple[Table, Sequence[Key]]]) -> list[list[Row | Mapping[bytes, Row] | None]]:
         """One round trip. Per request one answer a key, in order: its row or None; in a table with items a mapping
         of item to row, empty where there is none."""
 

@@ -1,0 +1,61 @@
+"""Several online stores as one: each table rests where its view's `storage.online` says, the rest in the default."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import pyarrow as pa
+
+from feature_store.storage.online import Key, OnlineStore, Row, Table
+
+
+class RoutedOnlineStore:
+    """Passes each table's calls on to the store of its view: `uri_of` gives the URI, None means the default store.
+    Stores are opened, with `opened`, when first needed.
+
+    A read makes one round trip to each store concerned, the default first: it holds the markers, which must be read
+    before the rows that they name.
+    """
+
+    def __init__(
+        self, default: OnlineStore, uri_of: Callable[[str], str | None], opened: Callable[[str], OnlineStore]
+    ) -> None:
+        self._default = default
+        self._uri_of = uri_of
+        self._open = opened
+        self._opened: dict[str, OnlineStore] = {}
+
+    def create(self, table: Table) -> None:
+        self._store(table).create(table)
+
+    def drop(self, table: Table) -> None:
+        self._store(table).drop(table)
+
+    def write(self, table: Table, rows: pa.Table, keep_from: bytes | None = None) -> None:
+        self._store(table).write(table, rows, keep_from)
+
+    def read(self, requests: Sequence[tuple[Table, Sequence[Key]]]) -> list[list[Row | Mapping[bytes, Row] | None]]:
+        stores = [self._store(table) for table, _ in requests]
+        if all(store is self._default for store in stores):
+            return self._default.read(requests)
+        answers: list[list[Row | Mapping[bytes, Row] | None]] = [[] for _ in requests]
+        for store in sorted(dict.fromkeys(stores), key=lambda store: store is not self._default):
+            places = [place for place, its in enumerate(stores) if its is store]
+            for place, answer in zip(places, store.read([requests[place] for place in places]), strict=True):
+                answers[place] = answer
+        return answers
+
+    def scan(self, table: Table) -> Iterator[pa.RecordBatch]:
+        return self._store(table).scan(table)
+
+    def close(self) -> None:
+        for store in (self._default, *self._opened.values()):
+            store.close()
+
+    def _store(self, table: Table) -> OnlineStore:
+        uri = self._uri_of(table.name.partition(".")[0])
+        if uri is None:
+            return self._default
+        if uri not in self._opened:
+            self._opened[uri] = self._open(uri)
+        return self._opened[uri]
