@@ -152,7 +152,7 @@ def prepare(repo: Path) -> None:
     store.close()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("reader", [p for p in PAGES if blocks(p)], ids=lambda p: p.name, indirect=True)
 def test_the_examples_of_a_page_run(reader: Reader) -> None:
     reader.read()
