@@ -13,7 +13,7 @@ import pyarrow as pa
 from feature_store.engines.scans import KNOWN, TIME, Scan, listed, quoted
 from feature_store.engines.windows import Columns
 from feature_store.expressions.relations import Rows, Window, Windows
-from feature_store.expressions.scalars import Scalar, to_sql
+from feature_store.expressions.scalars import Ref, Scalar, to_sql
 from feature_store.storage.online import NO_CREATED
 from feature_store.types import Schema, Type
 
@@ -95,7 +95,8 @@ class Facts:
             *(f"{to_sql(each)} AS {short}" for short, each in scalars.items()),
         ]
         present = " AND ".join(f"{quoted(name)} IS NOT NULL" for name in names)
-        rows = scan.select(columns, self.since, self.until, self.once, stamped=True)
+        opaque = frozenset[str]().union(*(each.columns for each in scalars.values() if not isinstance(each, Ref)))
+        rows = scan.select(columns, self.since, self.until, self.once, stamped=True, opaque=opaque)
         return f"SELECT * FROM (SELECT {listed(selected)} FROM ({rows}) WHERE {present}){self._semi}"
 
     def fetch(self, *identity: str, tag: str = "") -> str:

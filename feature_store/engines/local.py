@@ -164,7 +164,7 @@ class LocalEngine:
         def rows(session: Any) -> Batches:
             names = {source.name: f"__source_{number}" for number, source in enumerate(query.sources)}
             for source in query.sources:
-                select = Scan(session, source).select(source.schema.names, once=True)
+                select = Scan(session, source).select(source.schema.names, once=True, opaque=source.schema.names)
                 session.execute(f"CREATE TEMP VIEW {quoted(names[source.name])} AS {select}")
             schemas = {source.name: source.schema for source in query.sources}
             sql = render(query.sql, "duckdb", schemas, date_valid_at(query, at), names)

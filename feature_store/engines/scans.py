@@ -100,8 +100,11 @@ class Part:
         return {each.name: each.type for each in self.rows.schema if each.name in present
                 and each.name not in self.files.partitions}  # fmt: skip
 
-    def expression(self, name: str) -> str:
-        """A column of the schema, cast to its type; `SourceError` if it is gone or is something else now."""
+    def expression(self, name: str, opaque: bool = False) -> str:
+        """A column of the schema, cast to its type; `SourceError` if it is gone or is something else now.
+
+        `opaque` hides a column of floats from the optimiser: a file's statistics say nothing of NaN, and it would
+        conclude from a greatest value of -1 that no value is > 0, though NaN is."""
         expected = self.rows.schema.get(name)
         index = self.arrow.get_field_index(name)
         if expected is None:
@@ -120,7 +123,10 @@ class Part:
                 f"{_spelt(self.arrow.field(index).type)} in {self.files.path}",
                 hint="Restore the files, or change the source and run fs apply",
             )
-        return f"CAST({quoted(name)} AS {expected.duckdb})"
+        read = f"CAST({quoted(name)} AS {expected.duckdb})"
+        if opaque and expected.is_float:
+            return f"CASE WHEN isnan({read}) THEN CAST('NaN' AS {expected.duckdb}) ELSE {read} END"
+        return read
 
     def micros(self, name: str) -> str:
         """A column of times as microseconds, from what is in the file: a cast to an instant first costs much more."""
@@ -188,23 +194,25 @@ class Scan:
         until: int | None = None,
         once: bool = False,
         stamped: bool = False,
+        opaque: Collection[str] = (),
     ) -> str:
         """SQL for these columns of the rows with since <= event time < until (no bounds: of all rows).
 
         `once` keeps one of the rows that are the same event: the one with the least (event time, created, ...).
-        `stamped` adds `TIME` and `KNOWN`.
+        `stamped` adds `TIME` and `KNOWN`. `opaque`: columns that are computed with (see `Part.expression`).
         """
         names = list(dict.fromkeys(columns))
         if not self.parts:
             return self._nothing(names, stamped)
         if once and self.rows.unique:
-            every = " UNION ALL ".join(self._typed(part, list(self.rows.schema.names)) for part in self.parts)
+            columns = list(self.rows.schema.names)
+            every = " UNION ALL ".join(self._typed(part, columns, opaque=opaque) for part in self.parts)
             first = _first_of_each(every, self.rows, listed(map(quoted, self.rows.unique)))
             return self._of_typed(first, names, since, until, stamped)
         return " UNION ALL ".join(
             self._of_typed(self._log(part), names, since, until, stamped)
             if once and part.is_log
-            else self._typed(part, names, since, until, stamped)
+            else self._typed(part, names, since, until, stamped, opaque)
             for part in self.parts
         )
 
@@ -222,7 +230,7 @@ class Scan:
         return f"epoch_us({quoted(self._stamps[short])})" if short in self._stamps else "CAST(NULL AS BIGINT)"
 
     def _log(self, part: Part) -> str:
-        typed = listed(f"{part.expression(name)} AS {quoted(name)}" for name in self.rows.schema.names)
+        typed = listed(f"{part.expression(name, opaque=True)} AS {quoted(name)}" for name in self.rows.schema.names)
         rows = f"SELECT {typed}, {quoted(EVENT_ID)} FROM {part.relation}"
         return _first_of_each(rows, self.rows, quoted(EVENT_ID))
 
@@ -238,9 +246,15 @@ class Scan:
         return type_
 
     def _typed(
-        self, part: Part, names: list[str], since: int | None = None, until: int | None = None, stamped: bool = False
+        self,
+        part: Part,
+        names: list[str],
+        since: int | None = None,
+        until: int | None = None,
+        stamped: bool = False,
+        opaque: Collection[str] = (),
     ) -> str:
-        selected = [f"{part.expression(name)} AS {quoted(name)}" for name in names]
+        selected = [f"{part.expression(name, name in opaque)} AS {quoted(name)}" for name in names]
         if stamped:
             for short in (TIME, KNOWN):
                 column = self._stamps.get(short)

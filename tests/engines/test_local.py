@@ -495,6 +495,20 @@ def test_a_scheduled_query_runs_for_the_day_before(engine: LocalEngine, tmp_path
     assert engine.snapshot(relation, moment("2026-01-01")).read_all().num_rows == 0
 
 
+@pytest.mark.parametrize("kind", ["parquet", "delta"])
+def test_nan_is_greater_than_any_number_whatever_statistics_say(engine: LocalEngine, tmp_path: Path, kind: str) -> None:
+    rows: list[Row] = [(1, 1, None, -1.0, None), (1, 2, None, float("nan"), None)]
+    store = OfflineStore("lake", tmp_path)
+    if kind == "delta":
+        store.append("t", table(rows))
+    path = Path(store.path("t")) if kind == "delta" else write(tmp_path / "a.parquet", rows)
+    found = engine.as_of(Windows(source(path), KEYS, WINDOWS), spine((1, 10)), ["dear"])
+    assert found["dear"].to_pylist() == [1]
+    sql = "SELECT user_id, COUNT(*) AS value FROM events WHERE price > 0 GROUP BY user_id"
+    answer = engine.snapshot(query(sql, source(path), n=("value", INT64)), moment("2026-01-01")).read_all()
+    assert answer["n"].to_pylist() == [1]
+
+
 def test_two_rows_for_one_key_are_refused(engine: LocalEngine, tmp_path: Path) -> None:
     rows = source(write(tmp_path / "a.parquet", clicks("2026-01-01T05:00:00", "2026-01-02T05:00:00")))
     with pytest.raises(SourceError, match="more than one row for user_id=1"):
