@@ -39,7 +39,7 @@ FEATURES = [
 ]
 SERVICE = "ctr_v1"
 MARK = ".made-by-demo"
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 110)
 
 
 class Demo:
