@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 from feature_store.cli.explanation import explain
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table as RichTable
 
     from feature_store.definitions.difference import Plan
@@ -60,10 +61,12 @@ class TextOutput:
     """Tables on a terminal; elsewhere the same as whole lines without colour."""
 
     def __init__(self, stream: TextIO) -> None:
-        from rich.console import Console
-
         self._stream = stream
-        self._console = Console(file=stream, markup=False, highlight=False, emoji=False) if stream.isatty() else None
+        self._console: Console | None = None
+        if stream.isatty():
+            from rich.console import Console
+
+            self._console = Console(file=stream, markup=False, highlight=False, emoji=False)
 
     def rows(
         self, rows: Sequence[Row], columns: Sequence[str], brief: Sequence[Row] | None = None, empty: str = ""

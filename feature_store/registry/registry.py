@@ -31,6 +31,7 @@ from feature_store.registry.records import Change, Progress, Record, State, cano
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_MS = 10_000
+CONNECT_TIMEOUT_S = 10
 
 _METADATA = sa.MetaData()
 _SCHEMA = sa.Table(
@@ -276,10 +277,11 @@ class Registry:
 
     def _prepare(self) -> None:
         """Make the tables if there are none, and refuse those of a newer release."""
-        if not sa.inspect(self._engine).has_table(_SCHEMA.name):
-            _create(self._engine)
         with self._engine.connect() as connection:
-            stamp = connection.execute(sa.select(_SCHEMA.c.version)).scalar_one_or_none()
+            try:
+                stamp = connection.execute(sa.select(_SCHEMA.c.version)).scalar_one_or_none()
+            except (exc.OperationalError, exc.ProgrammingError):  # no such table, as far as SQL can tell
+                stamp = None
         if stamp is None:
             _create(self._engine)
         elif stamp != SCHEMA_VERSION:
@@ -311,7 +313,7 @@ def _open(url: str) -> tuple[sa.Engine, str]:
     if sqlite and parsed.database and parsed.database != ":memory:" and not parsed.database.startswith("file:"):
         _make_folder(Path(parsed.database).parent, where)
     try:
-        engine = sa.create_engine(parsed, pool_pre_ping=not sqlite)
+        engine = sa.create_engine(parsed, pool_pre_ping=not sqlite, connect_args=_connect_args(parsed))
     except exc.NoSuchModuleError:
         raise SettingsError(
             f'registry "{where}": no database is called "{parsed.drivername}"', hint="Use sqlite:/// or postgresql://"
@@ -323,6 +325,12 @@ def _open(url: str) -> tuple[sa.Engine, str]:
     if sqlite:
         sa.event.listen(engine, "connect", _sqlite_pragmas)
     return engine, where
+
+
+def _connect_args(url: sa.URL) -> dict[str, Any]:
+    """PostgreSQL's driver would wait for a host that does not answer until TCP gives up, minutes."""
+    wanted = url.get_backend_name() == "postgresql" and "connect_timeout" not in url.query
+    return {"connect_timeout": CONNECT_TIMEOUT_S} if wanted else {}
 
 
 def _make_folder(folder: Path, where: str) -> None:
