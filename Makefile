@@ -13,7 +13,7 @@ help: ## show this
 $(BIN)/fs: pyproject.toml requirements.lock
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	@test -x $(UV) || $(BIN)/python -m pip install --quiet uv
-	$(UV) pip install --quiet --python $(BIN)/python --editable '.[dev]' --constraint requirements.lock
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[dev]' --constraint requirements.lock
 	@touch $@
 
 .PHONY: install

@@ -6,6 +6,7 @@ Every operation is a few lines here and its meaning is elsewhere: planning in `d
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -25,7 +26,7 @@ from feature_store.definitions.bind import bind
 from feature_store.definitions.catalog import BoundOnDemand, BoundView, Catalog, FeatureRef
 from feature_store.definitions.difference import Node, Plan, Stored, difference
 from feature_store.definitions.lineage import Edge, lineage
-from feature_store.definitions.tables import MARKERS, tables_of
+from feature_store.definitions.tables import EPOCHS, MARKERS, tables_of
 from feature_store.errors import Location, NotFoundError, SettingsError, nearest
 from feature_store.expressions.instants import instant, to_iso
 from feature_store.materialization.batch import Materializer, Report
@@ -38,19 +39,20 @@ from feature_store.retrieval.historical import HistoricalJob, HistoricalQuery, r
 from feature_store.retrieval.online import OnlineFeatures
 from feature_store.retrieval.response import OnlineResponse
 from feature_store.settings import Settings
-from feature_store.storage.offline import OfflineStore
 from feature_store.storage.online import OnlineStore, Table
 from feature_store.storage.routed import RoutedOnlineStore
 from feature_store.types import Column, Schema, Type
 
 if TYPE_CHECKING:
     from feature_store.engines.engine import Engine
+    from feature_store.storage.offline import OfflineStore
 
 Features = str | FeatureService | Sequence[str | FeatureRef | Definition]
 """A service (by name or itself), or a list of references."""
 
 KINDS: tuple[type[Definition], ...] = (Entity, Source, FeatureView, OnDemandFeatureView, FeatureService)
 _BY_KIND = {kind.kind: kind for kind in KINDS}
+_SELECT = re.compile(r"\s*(SELECT|WITH)\s", re.IGNORECASE)
 _LOOK_AGAIN_AFTER = 2.0  # seconds until a process asks the registry whether somebody applied
 
 
@@ -94,7 +96,7 @@ class FeatureStore:
         return self.open_online_store()
 
     def open_online_store(self, adjust: Callable[[str], str] = str) -> OnlineStore:
-        """The repo's online store, and those that views name for themselves, as one; `adjust` may change their URIs."""
+        """The repo's online store and those that views name for themselves, as one; `adjust` may change a URI."""
 
         def opened(uri: str) -> OnlineStore:
             return open_online_store(adjust(uri), self.project, self.root)
@@ -103,6 +105,8 @@ class FeatureStore:
 
     @cached_property
     def offline_store(self) -> OfflineStore:
+        from feature_store.storage.offline import OfflineStore  # Delta, which a command may not need
+
         return OfflineStore(self.settings.offline_store, self.root)
 
     @property
@@ -132,7 +136,7 @@ class FeatureStore:
         return self._bind(_definitions(state), lambda rows: schemas[rows.name])
 
     def _own_stores(self, catalog: Catalog) -> dict[str, str]:
-        """The URIs of the stores that views name for themselves, where `aliases` or the URI itself say what they are."""
+        """The URIs of the stores that views name for themselves, by view: an alias's, or an address."""
         found = {
             name: self.repository.resolve_alias(view.view.storage.online)
             for name, view in catalog.views.items()
@@ -303,7 +307,7 @@ class FeatureStore:
         """
         catalog = self.catalog
         query = HistoricalQuery(catalog.resolve(features), full_feature_names, as_known, statuses)
-        if isinstance(entity_df, str) and entity_df.lstrip()[:6].upper() in ("SELECT", "WITH"):
+        if isinstance(entity_df, str) and _SELECT.match(entity_df):
             entity_df = self._select(catalog, entity_df)
         return retrieve(catalog, query, entity_df, lambda view: self._engine(engine), self.offline_store)
 
@@ -372,7 +376,8 @@ class FeatureStore:
             p.view for p in self.registry.all_progress()
         }:
             self._drop_tables(self.registry.history(FeatureView.kind, view))
-        self.online_store.drop(MARKERS)
+        for table in (MARKERS, EPOCHS):
+            self.online_store.drop(table)
         for record in state.records:
             if record.kind == Source.kind:
                 self.offline_store.drop(push_log(record.name))

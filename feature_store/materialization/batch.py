@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from feature_store.definitions.catalog import BoundView
 from feature_store.definitions.tables import (
+    EPOCHS,
     MARKERS,
     VALID_FROM,
     latest_table,
@@ -24,7 +25,7 @@ from feature_store.definitions.tables import (
     tile_table,
 )
 from feature_store.engines.engine import Engine
-from feature_store.errors import ConflictError
+from feature_store.errors import ConflictError, StoreUnavailableError
 from feature_store.expressions.aggregates import tile_item
 from feature_store.expressions.relations import LatestRow, ScheduledQuery, Windows
 from feature_store.materialization.steps import (
@@ -38,11 +39,18 @@ from feature_store.materialization.steps import (
 )
 from feature_store.registry.records import Progress
 from feature_store.registry.registry import Registry
-from feature_store.storage.offline import OfflineStore
 from feature_store.storage.online import CREATED, EVENT_TIME, ITEM, OnlineStore, Row, Table
+
+if TYPE_CHECKING:
+    from feature_store.storage.offline import OfflineStore
 
 Report = Callable[[str, int, int, int], None]
 """Called with (view, steps done, steps in all, rows written so far)."""
+
+Change = Callable[[Progress], Progress]
+
+_EPOCH = "epoch of the online store"
+"""Among the fingerprints of the inputs, because progress holds only where what was written still is."""
 
 
 class Materializer:
@@ -57,26 +65,59 @@ class Materializer:
     def between(self, bound: BoundView, engine: Engine, start: int, end: int) -> int:
         """Materialize [start, end], whatever was done before; the number of rows written."""
         inputs = _inputs(bound, engine)
-        return self._run(bound, engine, steps_between(bound, start, end), end, inputs)
+        epoch = self._epoch(bound)
+        steps = steps_between(bound, start, end, self._past(bound, epoch))
+        return self._run(bound, engine, steps, inputs | epoch, lambda p: _finish_between(p, start, end, inputs | epoch))
 
     def until(self, bound: BoundView, engine: Engine, end: int) -> int:
         """Materialize what is new since the last run, late rows included; the number of rows written."""
         inputs = _inputs(bound, engine)
-        progress = self._progress(bound)
-        past = Past(progress.through, progress.inputs, frozenset(progress.snapshots))
-        return self._run(bound, engine, steps_until(bound, end, past, inputs), end, inputs)
+        epoch = self._epoch(bound)
+        steps = steps_until(bound, end, self._past(bound, epoch), inputs)
+        return self._run(bound, engine, steps, inputs | epoch, lambda p: _finish(p, end, inputs | epoch))
 
-    def _run(self, bound: BoundView, engine: Engine, steps: tuple[Step, ...], end: int, inputs: dict[str, str]) -> int:
+    def _past(self, bound: BoundView, epoch: dict[str, str]) -> Past:
+        progress = self._progress(bound)
+        marker = self._marker(bound) if is_snapshot(bound) else None
+        inputs = dict(progress.inputs)
+        lost = inputs.pop(_EPOCH, None) != epoch[_EPOCH]
+        published = marker.event_time if marker else None
+        return Past(progress.through, inputs, frozenset(progress.snapshots), published, lost)
+
+    def _run(
+        self, bound: BoundView, engine: Engine, steps: tuple[Step, ...], inputs: dict[str, str], finish: Change
+    ) -> int:
         finished = self._finished(bound, inputs)
         rows = 0
         self._report(bound.name, 0, len(steps), rows)
         for index, step in enumerate(steps):
             if _mark(step) not in finished:
                 rows += self._step(bound, engine, step)
+                self._check_epoch(bound, inputs[_EPOCH])
                 self._save(bound, lambda p, step=step: _with_step(p, step, inputs))  # type: ignore[misc]
             self._report(bound.name, index + 1, len(steps), rows)
-        self._save(bound, lambda p: _finish(p, end, inputs))
+        self._save(bound, finish)
         return rows
+
+    def _epoch(self, bound: BoundView) -> dict[str, str]:
+        """The store's epoch of the view, begun now if there is none, as a fingerprint among those of the inputs."""
+        if self._began(bound) is None:
+            now = time.time_ns() // 1000
+            row = pa.table([[name] for name in marker_key(bound)] + [[now]], schema=_schema(EPOCHS))
+            self._online.create(EPOCHS)
+            self._online.write(EPOCHS, _timed(row, -now, NO_CREATED))  # of two at once, the first stays
+        return {_EPOCH: str(self._began(bound))}
+
+    def _began(self, bound: BoundView) -> int | None:
+        row = self._online.read([(EPOCHS, [marker_key(bound)])])[0][0]
+        return int(row.values[0]) if isinstance(row, Row) else None
+
+    def _check_epoch(self, bound: BoundView, epoch: str) -> None:
+        if str(self._began(bound)) != epoch:
+            raise StoreUnavailableError(
+                f'the online store lost its rows while "{bound.name}" was written, as after a restart without a copy',
+                hint="Run it again: it starts over",
+            )
 
     def _finished(self, bound: BoundView, inputs: dict[str, str]) -> frozenset[tuple[int, int]]:
         """The marks of the steps that an interrupted run finished over the same inputs."""
@@ -131,13 +172,12 @@ class Materializer:
             stamped = _stamp(pa.Table.from_batches([batch]).select(_columns(table)), at, generation)
             self._online.write(table, stamped, keep_from)
             written += batch.num_rows
-        marker = pa.table([[name] for name in marker_key(bound)] + [[generation]], schema=_marker_schema())
+        marker = pa.table([[name] for name in marker_key(bound)] + [[generation]], schema=_schema(MARKERS))
         self._online.create(MARKERS)
         self._online.write(MARKERS, _timed(marker, at, generation))
         return written
 
     def _marker(self, bound: BoundView) -> Row | None:
-        self._online.create(MARKERS)
         row = self._online.read([(MARKERS, [marker_key(bound)])])[0][0]
         assert row is None or isinstance(row, Row)
         return row
@@ -153,7 +193,7 @@ class Materializer:
     def _progress(self, bound: BoundView) -> Progress:
         return self._registry.progress(bound.name, bound.version) or Progress(bound.name, bound.version)
 
-    def _save(self, bound: BoundView, change: Callable[[Progress], Progress]) -> None:
+    def _save(self, bound: BoundView, change: Change) -> None:
         """Fold a change into the view's progress; a concurrent run's change is kept, too."""
         while True:
             try:
@@ -169,12 +209,13 @@ def _inputs(bound: BoundView, engine: Engine) -> dict[str, str]:
 
 
 def _mark(step: Step) -> tuple[int, int]:
-    """What identifies a finished step in the progress of a run that was interrupted."""
+    """What identifies a finished step in the progress of a run that was interrupted. A snapshot kept is not yet one
+    that is published, too."""
     match step:
         case LatestStep(start, until, None):
             return (-(2**62) if start is None else start, until)
-        case SnapshotStep(at):
-            return (at, at)
+        case SnapshotStep(at, publish):
+            return (at, at + publish)
         case _:
             return (0, -1)
 
@@ -193,12 +234,20 @@ def _finish(progress: Progress, end: int, inputs: dict[str, str]) -> Progress:
     return replace(progress, through=through, inputs=inputs, done=(), running={})
 
 
+def _finish_between(progress: Progress, start: int, end: int, inputs: dict[str, str]) -> Progress:
+    """After an explicit run. What lies before its start was not read: a gap, or late rows there, are still to come."""
+    if progress.through is None or progress.inputs.get(_EPOCH) != inputs[_EPOCH]:
+        return _finish(progress, end, inputs)
+    reached = start <= progress.through
+    return replace(progress, through=max(progress.through, end) if reached else progress.through, done=(), running={})
+
+
 def _columns(table: Table) -> list[str]:
     return [*table.keys.names, *table.values.names]
 
 
-def _marker_schema() -> pa.Schema:
-    return pa.schema([*MARKERS.keys.arrow, *MARKERS.values.arrow])
+def _schema(table: Table) -> pa.Schema:
+    return pa.schema([*table.keys.arrow, *table.values.arrow])
 
 
 def _partitioned(rows: pa.RecordBatchReader, partition: dict[str, str]) -> pa.RecordBatchReader:

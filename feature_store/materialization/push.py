@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,10 +25,12 @@ from feature_store.expressions.instants import DAY, MINUTE, to_iso
 from feature_store.expressions.relations import Computed, LatestRow, Rows, Window, Windows
 from feature_store.expressions.scalars import Scalar, compile_rows
 from feature_store.frames import conform, read_table
-from feature_store.storage.offline import OfflineStore
 from feature_store.storage.online import CREATED, EVENT_TIME, ITEM, NO_CREATED, OnlineStore, Table
 from feature_store.storage.rows import raw_type, to_arrow
 from feature_store.types import TIMESTAMP, Column, Schema
+
+if TYPE_CHECKING:
+    from feature_store.storage.offline import OfflineStore
 
 EVENT_ID = "__event_id"
 FARTHEST_AHEAD = 10 * MINUTE

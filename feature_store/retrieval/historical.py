@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,9 +27,11 @@ from feature_store.expressions.relations import LatestRow, ScheduledQuery, Windo
 from feature_store.expressions.visibility import MISSING, Status, statuses
 from feature_store.frames import conform_column, read_table, require, to_instants, write_file
 from feature_store.retrieval.snapshots import Snapshots
-from feature_store.storage.offline import OfflineStore
 from feature_store.storage.online import EVENT_TIME
 from feature_store.types import DATE, TIMESTAMP, Column, Type
+
+if TYPE_CHECKING:
+    from feature_store.storage.offline import OfflineStore
 
 EngineOf = Callable[[BoundView | None], Engine]
 """The engine that computes a view; for None the one that computes over columns already read."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +14,10 @@ from feature_store.definitions.tables import VALID_FROM, snapshots_path
 from feature_store.engines.engine import Engine
 from feature_store.expressions.relations import ScheduledQuery
 from feature_store.expressions.schedules import boundary_array
-from feature_store.storage.offline import OfflineStore
 from feature_store.storage.online import EVENT_TIME
+
+if TYPE_CHECKING:
+    from feature_store.storage.offline import OfflineStore
 
 
 class Snapshots:
