@@ -18,6 +18,8 @@ from feature_store.types import Schema
 KINDS = ("entity", "source", "feature_view", "on_demand_feature_view", "feature_service")
 """Every kind, each after those it may refer to."""
 
+_NAMED = 5  # how many destructive changes an error names
+
 Node = tuple[str, str]
 """(kind, name) of a definition."""
 
@@ -110,7 +112,9 @@ class Plan:
     def refuse_destructive(self) -> None:
         """`DestructiveChangeError` if stored data would be removed or retyped."""
         if self.destructive:
-            what = ", ".join(_sentence(change) for change in self.destructive)
+            what = ", ".join(_sentence(change) for change in self.destructive[:_NAMED])
+            more = len(self.destructive) - _NAMED
+            what += f" and {more} more" if more > 0 else ""
             raise DestructiveChangeError(f"this would {what}", hint="Pass --allow-destructive to do it")
 
     def registry_changes(self) -> tuple[Change, ...]:

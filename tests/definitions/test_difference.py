@@ -148,6 +148,12 @@ def test_what_is_not_known_counts_as_stored() -> None:
     assert [change.name for change in plan.destructive] == ["profile"]
 
 
+def test_an_error_names_a_few_of_many() -> None:
+    views = [profile.model_copy(update={"name": f"v{number}"}) for number in range(7)]
+    with pytest.raises(DestructiveChangeError, match=r'remove feature view "v6".* and 2 more\.'):
+        difference(catalog(user, dim, *views), catalog(user, dim)).refuse_destructive()
+
+
 def test_removal_goes_from_services_down_to_entities() -> None:
     plan = changed(*ALL, to=())
     assert [(change.action, change.name) for change in plan.changes] == [
