@@ -1,0 +1,154 @@
+"""Runs the benchmarks, prints what they found and writes benchmarks/README.md."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import historical, materialize, online, serving, startup, world
+from benchmarks.report import Report
+from benchmarks.sizes import FULL, QUICK, Size
+from benchmarks.world import World
+
+README = Path(__file__).parent / "README.md"
+_IN_WORLD: dict[str, Callable[[World], Report]] = {
+    "serving": serving.measure,
+    "online": online.measure,
+    "materialize": materialize.measure,
+}
+_ALONE: dict[str, Callable[[Size], Report]] = {"historical": historical.measure, "startup": startup.measure}
+_PACKAGES = ("duckdb", "pyarrow", "redis", "hiredis", "orjson", "uvicorn", "fastapi", "deltalake")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0: everything ran, whatever it measured; 1: a benchmark failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes; README.md stays as it is")
+    parser.add_argument("--only", choices=[*_IN_WORLD, *_ALONE], action="append", help="this one; may be repeated")
+    options = parser.parse_args(arguments)
+    size = QUICK if options.quick else FULL
+    console = Console()
+    began = time.monotonic()
+    reports, failures = _run(size, options.only or [*_IN_WORLD, *_ALONE], console)
+    minutes = (time.monotonic() - began) / 60
+    console.print(_summary(reports))
+    if not options.quick and not options.only:
+        README.write_text(_page(reports, size, minutes))
+    return 1 if failures else 0
+
+
+def _run(size: Size, names: list[str], console: Console) -> tuple[list[Report], list[str]]:
+    reports: list[Report] = []
+    failures: list[str] = []
+
+    def run(name: str, measure: Callable[[], Report]) -> None:
+        console.print(f"{name}: measuring", highlight=False)
+        try:
+            reports.append(measure())
+        except Exception:
+            failures.append(name)
+            traceback.print_exc()
+            return
+        console.print(_details(reports[-1]))
+        for note in reports[-1].notes:
+            console.print(note, markup=False)
+
+    with contextlib.ExitStack() as stack:
+        if any(name in _IN_WORLD for name in names):
+            console.print("filling Redis", highlight=False)
+            place = stack.enter_context(world.filled(size))
+            for name, of_world in _IN_WORLD.items():
+                if name in names:
+                    run(name, lambda of_world=of_world: of_world(place))  # type: ignore[misc]
+    for name, of_size in _ALONE.items():
+        if name in names:
+            run(name, lambda of_size=of_size: of_size(size))  # type: ignore[misc]
+    return reports, failures
+
+
+def _details(report: Report) -> Table:
+    table = Table(title=report.title, title_justify="left")
+    for n, name in enumerate(report.head):
+        table.add_column(name, justify="left" if n < 2 and not name.endswith(" s") else "right")
+    for row in report.rows:
+        table.add_row(*row)
+    return table
+
+
+def _summary(reports: Iterable[Report]) -> Table:
+    table = Table(title="Figures", title_justify="left")
+    for name in ("figure", "value", "target", ""):
+        table.add_column(name, justify="right" if name == "value" else "left")
+    colours = {"met": "green", "missed": "red"}
+    for report in reports:
+        for figure in report.figures:
+            verdict = figure.verdict
+            colour = colours.get(verdict, "dim")
+            table.add_row(figure.name, figure.value, figure.target, f"[{colour}]{verdict}[/{colour}]")
+        table.add_section()
+    return table
+
+
+def _page(reports: list[Report], size: Size, minutes: float) -> str:
+    """benchmarks/README.md."""
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `python -m benchmarks.run` (`make bench`); `--quick` takes small sizes, `--only NAME` one of them.",
+        "Everything in one table was measured in one run, side by side, on one machine, over the same data: compare",
+        "ratios, and processor time before wall time where the machine was busy. Of repeated measurements the least",
+        "counts. Feast runs in its own environment: `FEAST_PYTHON`, or one made under `benchmarks/.feast`.",
+        "",
+        *_machine(size, minutes),
+        "",
+        "## Figures",
+        "",
+        *_markdown(["figure", "value", "target", ""],
+                   [(f.name, f.value, f.target, f.verdict) for report in reports for f in report.figures]),
+    ]  # fmt: skip
+    for report in reports:
+        lines += ["", f"## {report.title}", "", *_markdown(report.head, report.rows)]
+        for note in report.notes:
+            lines += ["", note]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    head = list(head)
+    table = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table]
+
+
+def _machine(size: Size, minutes: float) -> list[str]:
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
+    server = subprocess.run(["redis-server", "--version"], capture_output=True, text=True).stdout
+    redis_version = found[1] if (found := re.search(r"v=(\S+)", server)) else "?"
+    load = os.getloadavg()[2]
+    return [
+        f"- {os.cpu_count()} cores ({platform.machine()}), {_memory_gib():.0f} GiB, {platform.system()}; mean load over"
+        f" the last 15 minutes {load:.1f}; the run took {minutes:.0f} minutes",
+        f"- Python {platform.python_version()}, Redis {redis_version}, {versions}",
+        f"- {size.users:,} users online, 3 views of 20 features (8 INT64, 10 FLOAT64, 2 STRING), of which Feast and the"
+        f" naive service hold {size.feast_users:,}; load asks for those only",
+    ]
+
+
+def _memory_gib() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+if __name__ == "__main__":
+    sys.exit(main())
