@@ -18,9 +18,13 @@ MARKERS = Table("markers", keys=Schema.of(view=STRING, version=STRING), values=S
 """The snapshot that is served, a row a view and version: `at` is what its rows have as their item (the instant at which
 it was taken, so that a snapshot taken again replaces the whole), the event time is its boundary."""
 
+EPOCHS = Table("epochs", keys=Schema.of(view=STRING, version=STRING), values=Schema.of(began=INT64))
+"""When each view and version was first written to this store. A store that lost its rows, such as a Redis that keeps
+nothing on disk after a restart, has lost these too: what progress was made in an earlier epoch is not there any more."""
+
 
 def marker_key(bound: BoundView) -> Key:
-    """The key of a view's row in `MARKERS`."""
+    """The key of a view's row in `MARKERS` and in `EPOCHS`."""
     return (bound.view.name, bound.version)
 
 

@@ -18,6 +18,7 @@ from feature_store.definitions.tables import (
     EPOCHS,
     MARKERS,
     VALID_FROM,
+    is_snapshot,
     latest_table,
     marker_key,
     snapshot_table,
@@ -39,7 +40,7 @@ from feature_store.materialization.steps import (
 )
 from feature_store.registry.records import Progress
 from feature_store.registry.registry import Registry
-from feature_store.storage.online import CREATED, EVENT_TIME, ITEM, OnlineStore, Row, Table
+from feature_store.storage.online import CREATED, EVENT_TIME, ITEM, NO_CREATED, OnlineStore, Row, Table
 
 if TYPE_CHECKING:
     from feature_store.storage.offline import OfflineStore
@@ -79,10 +80,9 @@ class Materializer:
     def _past(self, bound: BoundView, epoch: dict[str, str]) -> Past:
         progress = self._progress(bound)
         marker = self._marker(bound) if is_snapshot(bound) else None
-        inputs = dict(progress.inputs)
-        lost = inputs.pop(_EPOCH, None) != epoch[_EPOCH]
         published = marker.event_time if marker else None
-        return Past(progress.through, inputs, frozenset(progress.snapshots), published, lost)
+        lost = _is_lost(progress, epoch)
+        return Past(progress.through, progress.inputs, frozenset(progress.snapshots), published, lost)
 
     def _run(
         self, bound: BoundView, engine: Engine, steps: tuple[Step, ...], inputs: dict[str, str], finish: Change
@@ -230,16 +230,21 @@ def _with_step(progress: Progress, step: Step, inputs: dict[str, str]) -> Progre
 
 
 def _finish(progress: Progress, end: int, inputs: dict[str, str]) -> Progress:
-    through = end if progress.through is None else max(progress.through, end)
+    through = end if _is_lost(progress, inputs) else max(progress.through or end, end)
     return replace(progress, through=through, inputs=inputs, done=(), running={})
 
 
 def _finish_between(progress: Progress, start: int, end: int, inputs: dict[str, str]) -> Progress:
     """After an explicit run. What lies before its start was not read: a gap, or late rows there, are still to come."""
-    if progress.through is None or progress.inputs.get(_EPOCH) != inputs[_EPOCH]:
+    if progress.through is None or _is_lost(progress, inputs):
         return _finish(progress, end, inputs)
-    reached = start <= progress.through
-    return replace(progress, through=max(progress.through, end) if reached else progress.through, done=(), running={})
+    through = max(progress.through, end) if start <= progress.through else progress.through
+    return replace(progress, through=through, done=(), running={})
+
+
+def _is_lost(progress: Progress, inputs: dict[str, str]) -> bool:
+    """Whether what was written so far is not in the store any more."""
+    return progress.inputs.get(_EPOCH) != inputs[_EPOCH]
 
 
 def _columns(table: Table) -> list[str]:

@@ -50,11 +50,18 @@ Step = LatestStep | TileStep | SnapshotStep
 @dataclass(frozen=True, slots=True)
 class Past:
     """What earlier runs of a view did: everything up to `through` is online, read from `inputs` (fingerprints);
-    `snapshots` are the boundaries kept offline."""
+    `snapshots` are the boundaries kept offline, `published` is the one that is served. Where the store `lost` what was
+    written, nothing of it is online."""
 
     through: int | None = None
     inputs: Mapping[str, str] | None = None
     snapshots: frozenset[int] = frozenset()
+    published: int | None = None
+    lost: bool = False
+
+    def lacks(self, boundary: int) -> bool:
+        """Whether the snapshot of a boundary, or a newer one, has yet to be published."""
+        return self.lost or self.published is None or self.published < boundary
 
 
 def changed_inputs(before: Mapping[str, str], now: Mapping[str, str]) -> frozenset[str]:
@@ -62,33 +69,38 @@ def changed_inputs(before: Mapping[str, str], now: Mapping[str, str]) -> frozens
     return frozenset(name for name, fingerprint in now.items() if before.get(name) != fingerprint)
 
 
-def steps_between(bound: BoundView, start: int, end: int) -> tuple[Step, ...]:
-    """The steps of an explicit run over [start, end], whatever was done before."""
+def steps_between(bound: BoundView, start: int, end: int, past: Past | None = None) -> tuple[Step, ...]:
+    """The steps of an explicit run over [start, end], whatever was done before.
+
+    Windows that end in the range reach back beyond its start: their tiles from there are written, too, unless an
+    earlier run wrote them.
+    """
     relation = bound.relation
     if isinstance(relation, LatestRow):
         return tuple(LatestStep(since, until) for since, until in chunks(start, end))
     if is_snapshot(bound):
         return _snapshots(relation, start, end)
     assert isinstance(relation, Windows)
-    return tuple(_tile_step(relation, hop, start, end) for hop in relation.hops)
+    adjoins = past is not None and not past.lost and past.through is not None and start <= past.through
+    return tuple(_tile_step(relation, hop, start if adjoins else None, end) for hop in relation.hops)
 
 
 def steps_until(bound: BoundView, end: int, past: Past, inputs: Mapping[str, str]) -> tuple[Step, ...]:
     """The steps of an incremental run: what is new since the last one by time, and by changed inputs."""
     relation = bound.relation
     changed = changed_inputs(past.inputs or {}, inputs)
-    if past.through is not None and past.through >= end and not changed:
-        return ()
     if is_snapshot(bound):
         return _new_snapshots(bound, end, past, bool(changed))
-    first = past.through is None
+    since = None if past.lost else past.through
+    if since is not None and since >= end and not changed:
+        return ()
     if isinstance(relation, LatestRow):
         # Rows older than the ttl are loaded, too: a key that has only such a row is OUTSIDE_MAX_AGE, not NOT_FOUND.
-        steps: tuple[Step, ...] = (LatestStep(past.through, end),)
-        return steps if first or not changed else (*steps, LatestStep(None, end, changed))
+        steps: tuple[Step, ...] = (LatestStep(since, end),)
+        return steps if since is None or not changed else (*steps, LatestStep(None, end, changed))
     assert isinstance(relation, Windows)
-    steps = tuple(_tile_step(relation, hop, past.through, end) for hop in relation.hops)
-    if first or not changed:
+    steps = tuple(_tile_step(relation, hop, since, end) for hop in relation.hops)
+    if since is None or not changed:
         return steps
     return (*steps, *(_tile_step(relation, hop, None, end, changed) for hop in relation.hops))
 
@@ -116,13 +128,12 @@ def _new_snapshots(bound: BoundView, end: int, past: Past, changed: bool) -> tup
     assert not isinstance(relation, LatestRow) and relation.schedule is not None
     newest = newest_boundary(relation, end)
     if isinstance(relation, Windows):
-        fresh = past.through is not None and newest_boundary(relation, past.through) >= newest and not changed
-        return () if fresh else (SnapshotStep(newest, publish=True),)
+        return (SnapshotStep(newest, publish=True),) if changed or past.lacks(newest) else ()
     since = newest - 1 if past.through is None else past.through
     return tuple(
         step
         for step in _snapshots(relation, since, end)
-        if isinstance(step, SnapshotStep) and (step.at not in past.snapshots)
+        if isinstance(step, SnapshotStep) and (step.at not in past.snapshots or (step.publish and past.lacks(step.at)))
     )
 
 

@@ -90,7 +90,7 @@ def test_late_rows_without_new_time_are_loaded_too() -> None:
 def test_only_the_newest_window_snapshot_is_taken() -> None:
     day = T - 5 * HOUR
     assert steps_between(windows(Schedule("daily")), 0, T) == (SnapshotStep(day, publish=True),)
-    taken = Past(T, {"a": "1"})
+    taken = Past(T, {"a": "1"}, published=day)
     assert steps_until(windows(Schedule("daily")), T + HOUR, taken, {"a": "1"}) == ()
     assert steps_until(windows(Schedule("daily")), T + HOUR, taken, {"a": "2"}) == (SnapshotStep(day, publish=True),)
 
@@ -110,12 +110,36 @@ def test_a_delay_moves_the_start_of_validity() -> None:
 def test_an_incremental_run_of_a_query_takes_what_is_missing() -> None:
     day = T - 5 * HOUR
     assert steps_until(query(), T, Past(), {}) == (SnapshotStep(day, publish=True),)
-    past = Past(T, {"a": "1"}, frozenset({day}))
+    past = Past(T, {"a": "1"}, frozenset({day}), published=day)
     assert steps_until(query(), T + 2 * DAY, past, {"a": "1"}) == (
         SnapshotStep(day + DAY, publish=False),
         SnapshotStep(day + 2 * DAY, publish=True),
     )
     assert steps_until(query(), T + HOUR, past, {"a": "2"}) == ()
+
+
+def test_a_store_that_lost_its_rows_is_written_anew() -> None:
+    day = T - 5 * HOUR
+    past = Past(T, {"a": "1"}, frozenset({day}), published=day, lost=True)
+    inputs = {"a": "1"}
+    assert steps_until(latest(), T, past, inputs) == (LatestStep(None, T),)
+    assert TileStep(HOUR, T - 7 * DAY, T, T - 7 * DAY) in steps_until(windows(None), T, past, inputs)
+    for view in (windows(Schedule("daily")), query()):
+        assert steps_until(view, T, past, inputs) == (SnapshotStep(day, publish=True),)
+
+
+def test_a_snapshot_that_was_kept_but_not_published_is_taken_again() -> None:
+    day = T - 5 * HOUR
+    past = Past(None, {}, frozenset({day}), published=day - DAY)
+    assert steps_until(query(), T, past, {}) == (SnapshotStep(day, publish=True),)
+
+
+def test_windows_of_an_explicit_run_reach_back_beyond_its_start() -> None:
+    whole = TileStep(HOUR, T - 7 * DAY, T, T - 7 * DAY)
+    assert whole in steps_between(windows(None), T - DAY, T)
+    assert whole in steps_between(windows(None), T - DAY, T, Past(T - 2 * DAY, {"a": "1"}))
+    adjoining = steps_between(windows(None), T - DAY, T, Past(T - DAY, {"a": "1"}))
+    assert TileStep(HOUR, T - DAY, T, T - 7 * DAY) in adjoining
 
 
 def test_an_input_counts_as_changed_when_new_or_different() -> None:
