@@ -229,7 +229,8 @@ def test_the_readmes_map_of_the_house_is_true() -> None:
 
 def test_the_pictures_are_as_drawn() -> None:
     spec = importlib.util.spec_from_file_location("pictures", ROOT / "docs/pictures.py")
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     pictures = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pictures)
     assert {path.stem for path in (ROOT / "docs/pictures").glob("*.svg")} == set(pictures.PICTURES)

@@ -157,14 +157,18 @@ def test_online_answers_what_history_says(store: FeatureStore, impressions: pd.D
     ]
     rows.append({**dict.fromkeys(GROUP, "nobody"), "item_id": 10_000, "position": 1})
     at_end = online_as_in_history(store, impressions, rows, END)
-    assert at_end["item_imp_cnt_1d"][0] > 0 and at_end["item_imp_cnt_yesterday"][0] > 0
+    assert at_end["item_imp_cnt_1d"][0] > 0
+    assert at_end["item_imp_cnt_yesterday"][0] > 0
     now = pd.Timestamp.now(tz="UTC")
     store.materialize((now - pd.Timedelta(days=1)).to_pydatetime(), now.to_pydatetime())
     later = online_as_in_history(store, impressions, rows, now)
-    assert later["item_imp_cnt_1d"][0] == 0 and later["item_imp_cnt_yesterday"][0] is None
+    assert later["item_imp_cnt_1d"][0] == 0
+    assert later["item_imp_cnt_yesterday"][0] is None
     for online in (at_end, later):
-        assert online["item_imp_cnt"][0] > 0 and online["item_feature_0"][0] is not None
-        assert online["item_imp_cnt"][-1] == 0 and online["item_feature_0"][-1] is None
+        assert online["item_imp_cnt"][0] > 0
+        assert online["item_feature_0"][0] is not None
+        assert online["item_imp_cnt"][-1] == 0
+        assert online["item_feature_0"][-1] is None
         assert online["group_click_cnt"][-1] == 0
 
 

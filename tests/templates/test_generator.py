@@ -69,7 +69,9 @@ def test_counts_keys_and_times(world: tuple[World, Path, dict[str, int]]) -> Non
         table = read(folder, name)
         assert table.num_rows == counts[name]
         times, arrived = column(table, "event_time"), column(table, "ingested_at")
-        assert (times >= made.start).all() and (arrived >= times).all() and (arrived < made.end).all()
+        assert (times >= made.start).all()
+        assert (arrived >= times).all()
+        assert (arrived < made.end).all()
         days = np.array([np.datetime64(str(day)).astype(int) for day in table["dt"].to_pylist()])
         assert (days == times // DAY).all()
     shown = {row["impression_id"]: row for row in read(folder, "dwd_ad_impression").to_pylist()}
@@ -108,7 +110,8 @@ def test_conversions_are_delayed(world: tuple[World, Path, dict[str, int]]) -> N
         for row in rows
         if row["impression_id"] in clicked
     ]
-    assert 1.5 < float(np.median(delays)) < 5 and max(delays) > 24
+    assert 1.5 < float(np.median(delays)) < 5
+    assert max(delays) > 24
 
 
 def test_dimensions_have_versions(world: tuple[World, Path, dict[str, int]]) -> None:

@@ -15,7 +15,8 @@ def test_a_template_holds_settings_and_definitions(template: str, tmp_path: Path
     made = create(tmp_path / "repo", template, events=1_000, end=instant("2026-06-01T00:00:00Z"))
     assert (made / "feature_store.yaml").is_file()
     assert list(made.rglob("*feature*.yaml"))
-    assert not list(made.rglob("__pycache__")) and not (made / "data/registry.db").exists()
+    assert not list(made.rglob("__pycache__"))
+    assert not (made / "data/registry.db").exists()
 
 
 def test_ads_is_repo_example_with_data_up_to_the_end(tmp_path: Path) -> None:
@@ -25,11 +26,12 @@ def test_ads_is_repo_example_with_data_up_to_the_end(tmp_path: Path) -> None:
         if path.is_file() and inside.parts[0] != "data" and "__pycache__" not in inside.parts:
             assert (made / inside).read_bytes() == path.read_bytes()
     days = sorted(path.name for path in (made / "data/dwd_ad_impression").iterdir())
-    assert days[-1] == "dt=2026-06-01" and len(days) == 31
+    assert days[-1] == "dt=2026-06-01"
+    assert len(days) == 31
 
 
 def test_an_unknown_template_and_a_full_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match='no template "adds".*Did you mean "ads"'):
+    with pytest.raises(UsageError, match=r'no template "adds".*Did you mean "ads"'):
         create(tmp_path / "repo", "adds")
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UsageError, match="not empty"):
