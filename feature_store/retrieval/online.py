@@ -194,10 +194,12 @@ class OnlinePlan:
         """Request values by name, from the request data, the entities, or their defaults."""
         out: dict[str, Sequence[Any]] = {}
         for name, (type_, default) in self._request.items():
-            given = (request_data or {}).get(name, entities.get(name, _ABSENT))
-            if given is not _ABSENT:
-                values = given if isinstance(given, (list, tuple)) or name in entities else [given] * rows
+            if request_data and name in request_data:
+                given = request_data[name]
+                values = given if isinstance(given, (list, tuple)) else [given] * rows
                 out[name] = read_column(name, type_, values)
+            elif name in entities:
+                out[name] = read_column(name, type_, entities[name])
             elif default is not _ABSENT:
                 out[name] = [default] * rows
             else:

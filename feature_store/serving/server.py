@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
+import sys
 import tempfile
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,7 +32,9 @@ def serve(
     repo_path: Path, settings_file: Path | None, host: str, port: int, workers: int, access_log: bool = True
 ) -> None:
     """Serve until SIGINT or SIGTERM. A wrong repository fails here, before any worker starts."""
-    FeatureStore(repo_path, settings_file).settings  # noqa: B018 - raises SettingsError
+    store = FeatureStore(repo_path, settings_file)
+    store.online_store.close()  # unknown schemes and missing drivers; nothing connects yet
+    _end_quietly()
     with tempfile.TemporaryDirectory(prefix="feature-store-metrics-") as folder:
         os.environ |= {
             _REPO: str(repo_path.absolute()),
@@ -49,6 +54,12 @@ def serve(
             timeout_keep_alive=75,
             timeout_graceful_shutdown=_GRACE,
         )
+
+
+def _end_quietly() -> None:
+    """Let SIGTERM, which the server raises again once its requests are answered, end the process in good order."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
 
 
 def worker() -> Service:

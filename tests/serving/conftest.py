@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 import uvicorn
 
-from feature_store.plugins import open_online_store
 from feature_store.serving.app import Service, create_app
 from feature_store.serving.exchange import AccessLog
 from feature_store.serving.server import impatient
@@ -158,7 +157,7 @@ class Running:
 
 def serve(store: FeatureStore) -> Iterator[Served]:
     output = io.BytesIO()
-    reader = open_online_store(impatient(store.settings.online_store), store.project, store.root)
+    reader = store.open_online_store(impatient)
     app = create_app(store, None, AccessLog(output), reader)
     running = Running(app).start()
     url = f"http://127.0.0.1:{running.port}"
