@@ -26,7 +26,7 @@ from feature_store.definitions.bind import bind
 from feature_store.definitions.catalog import BoundOnDemand, BoundView, Catalog, FeatureRef
 from feature_store.definitions.difference import Node, Plan, Stored, difference
 from feature_store.definitions.lineage import Edge, lineage
-from feature_store.definitions.tables import EPOCHS, MARKERS, tables_of
+from feature_store.definitions.tables import MARKERS, tables_of
 from feature_store.errors import Location, NotFoundError, SettingsError, nearest
 from feature_store.expressions.instants import instant, to_iso
 from feature_store.materialization.batch import Materializer, Report
@@ -376,8 +376,7 @@ class FeatureStore:
             p.view for p in self.registry.all_progress()
         }:
             self._drop_tables(self.registry.history(FeatureView.kind, view))
-        for table in (MARKERS, EPOCHS):
-            self.online_store.drop(table)
+        self.online_store.drop(MARKERS)
         for record in state.records:
             if record.kind == Source.kind:
                 self.offline_store.drop(push_log(record.name))

@@ -18,13 +18,8 @@ MARKERS = Table("markers", keys=Schema.of(view=STRING, version=STRING), values=S
 """The snapshot that is served, a row a view and version: `at` is what its rows have as their item (the instant at which
 it was taken, so that a snapshot taken again replaces the whole), the event time is its boundary."""
 
-EPOCHS = Table("epochs", keys=Schema.of(view=STRING, version=STRING), values=Schema.of(began=INT64))
-"""When each view and version was first written to this store. A store that lost its rows, such as a Redis that keeps
-nothing on disk after a restart, has lost these too: what progress was made in an earlier epoch is not there any more."""
-
-
 def marker_key(bound: BoundView) -> Key:
-    """The key of a view's row in `MARKERS` and in `EPOCHS`."""
+    """The key of a view's row in `MARKERS` and in its `epoch_table`."""
     return (bound.view.name, bound.version)
 
 
@@ -52,14 +47,20 @@ def is_snapshot(bound: BoundView) -> bool:
     return isinstance(relation, ScheduledQuery) or (isinstance(relation, Windows) and relation.schedule is not None)
 
 
+def epoch_table(bound: BoundView) -> Table:
+    """One row: when the view was first written to this store. A store that lost its rows, such as a Redis that keeps
+    nothing on disk after a restart, has lost this one too: what earlier runs wrote is not there any more."""
+    return Table(f"{bound.table}.epoch", MARKERS.keys, Schema.of(began=INT64))
+
+
 def tables_of(bound: BoundView) -> tuple[Table, ...]:
     """Every table that holds values of this view and of no other; `MARKERS` is shared and not among them."""
     if isinstance(bound.relation, LatestRow):
-        return (latest_table(bound),)
+        return (latest_table(bound), epoch_table(bound))
     if is_snapshot(bound):
-        return (snapshot_table(bound),)
+        return (snapshot_table(bound), epoch_table(bound))
     assert isinstance(bound.relation, Windows)
-    return tuple(tile_table(bound, hop) for hop in bound.relation.hops)
+    return (*(tile_table(bound, hop) for hop in bound.relation.hops), epoch_table(bound))
 
 
 VALID_FROM = "valid_from"

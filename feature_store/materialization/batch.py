@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from feature_store.definitions.catalog import BoundView
 from feature_store.definitions.tables import (
-    EPOCHS,
     MARKERS,
     VALID_FROM,
+    epoch_table,
     is_snapshot,
     latest_table,
     marker_key,
@@ -103,13 +103,14 @@ class Materializer:
         """The store's epoch of the view, begun now if there is none, as a fingerprint among those of the inputs."""
         if self._began(bound) is None:
             now = time.time_ns() // 1000
-            row = pa.table([[name] for name in marker_key(bound)] + [[now]], schema=_schema(EPOCHS))
-            self._online.create(EPOCHS)
-            self._online.write(EPOCHS, _timed(row, -now, NO_CREATED))  # of two at once, the first stays
+            table = epoch_table(bound)
+            row = pa.table([[name] for name in marker_key(bound)] + [[now]], schema=_schema(table))
+            self._online.create(table)
+            self._online.write(table, _timed(row, -now, NO_CREATED))  # of two at once, the first stays
         return {_EPOCH: str(self._began(bound))}
 
     def _began(self, bound: BoundView) -> int | None:
-        row = self._online.read([(EPOCHS, [marker_key(bound)])])[0][0]
+        row = self._online.read([(epoch_table(bound), [marker_key(bound)])])[0][0]
         return int(row.values[0]) if isinstance(row, Row) else None
 
     def _check_epoch(self, bound: BoundView, epoch: str) -> None:
