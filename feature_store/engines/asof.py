@@ -17,6 +17,7 @@ from feature_store.engines import windows as events
 from feature_store.engines.facts import Facts, batches, conform, event_columns, reach
 from feature_store.engines.scans import KNOWN, TIME, listed
 from feature_store.engines.windows import Columns, Events, Ints
+from feature_store.errors import SourceError
 from feature_store.expressions.relations import LatestRow, Window, Windows
 from feature_store.expressions.schedules import boundary_array
 from feature_store.storage.online import EVENT_TIME, NO_CREATED
@@ -157,6 +158,8 @@ def _register_spine(session: Any, keys: Schema, spine: pa.Table, at: Any) -> int
 def _index(size: int, rows: Ints, position: Ints, wanted: Ints) -> Any:
     """Which fetched row stands at each position of the spine, null where none does: `rows` are the numbers of the
     winners fetched, `wanted` the numbers of those at `position`."""
+    if len(wanted) and wanted.max() >= len(rows):
+        raise SourceError("the source's files changed while they were read", hint="Run it again")
     place = np.empty(len(rows), np.int64)
     place[rows] = np.arange(len(rows))
     index = np.full(size, -1, np.int64)

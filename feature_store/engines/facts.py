@@ -36,6 +36,7 @@ class Facts:
         self.keys, self.values = listed(self.short_keys), listed(self.short_values)
         self._key_columns = [(key.name, key.type.duckdb) for key in keys]
         self._scalars = list(scalars)
+        self._scan = Scan(session, rows)
         self._semi = ""
         self._settled = ""
 
@@ -59,11 +60,10 @@ class Facts:
 
     def settle(self) -> None:
         """Keeps the rows in a temporary table where reading them twice would cost much."""
-        scan = Scan(self.session, self.rows)
-        scan.check_time()
-        if scan.is_cheap and not (self.once and self.rows.unique):
+        self._scan.check_time()
+        if self._scan.is_cheap and not (self.once and self.rows.unique):
             return
-        self.session.execute(f"CREATE TEMP TABLE settled AS {self._select(scan, self.short_values)}")
+        self.session.execute(f"CREATE TEMP TABLE settled AS {self._select(self.short_values)}")
         self._settled = "settled"
 
     def narrow(self) -> str:
@@ -77,13 +77,13 @@ class Facts:
     def _settled_or(self, values: Sequence[str]) -> str:
         if self._settled:
             return f"SELECT {listed([self.keys, TIME, KNOWN, *values])} FROM {self._settled}"
-        return self._select(Scan(self.session, self.rows), values)
+        return self._select(values)
 
     def _named_keys(self) -> list[str]:
         pairs = zip(self._key_columns, self.short_keys, strict=True)
         return [f"CAST({quoted(name)} AS {type_}) AS {short}" for (name, type_), short in pairs]
 
-    def _select(self, scan: Scan, values: Sequence[str]) -> str:
+    def _select(self, values: Sequence[str]) -> str:
         computed = dict(zip(self.short_values, self._scalars, strict=True))
         scalars = {short: computed[short] for short in values}
         names = [name for name, _ in self._key_columns]
@@ -96,7 +96,7 @@ class Facts:
         ]
         present = " AND ".join(f"{quoted(name)} IS NOT NULL" for name in names)
         opaque = frozenset[str]().union(*(each.columns for each in scalars.values() if not isinstance(each, Ref)))
-        rows = scan.select(columns, self.since, self.until, self.once, stamped=True, opaque=opaque)
+        rows = self._scan.select(columns, self.since, self.until, self.once, stamped=True, opaque=opaque)
         return f"SELECT * FROM (SELECT {listed(selected)} FROM ({rows}) WHERE {present}){self._semi}"
 
     def fetch(self, *identity: str, tag: str = "") -> str:

@@ -22,17 +22,19 @@ _COMPRESSIONS = (".gz", ".zst")
 class Files:
     """The files under a path, each with a fingerprint that changes when it does.
 
-    `partitions` are the columns that folders named column=value hold; Delta knows its own.
+    `partitions` are the columns that folders named column=value hold; Delta knows its own. `partial`: not all files.
     """
 
     path: str
     format: Format
     fingerprints: Mapping[str, str]
     partitions: tuple[str, ...] = ()
+    partial: bool = False
 
     def only(self, names: frozenset[str]) -> Files:
         """Those of the files that are among `names`."""
-        return replace(self, fingerprints={name: f for name, f in self.fingerprints.items() if name in names})
+        kept = {name: mark for name, mark in self.fingerprints.items() if name in names}
+        return replace(self, fingerprints=kept, partial=True)
 
 
 def find_files(rows: Rows) -> tuple[Files, ...]:
@@ -49,6 +51,7 @@ def find_files(rows: Rows) -> tuple[Files, ...]:
 
 
 def _at(name: str, path: str) -> Files:
+    path = path.removeprefix("file://")
     if is_delta(path):
         return Files(path, "delta", delta_files(path))
     if is_uri(path):

@@ -73,7 +73,8 @@ class Part:
     def _other(self) -> str:
         if self.files.format == "delta":
             name = f"delta_{next(_numbers)}"
-            self.connection.register(name, delta_dataset(self.files.path, self.files.fingerprints.keys()))
+            files = self.files.fingerprints.keys() if self.files.partial else None
+            self.connection.register(name, delta_dataset(self.files.path, files))
             return name
         return f"read_parquet([{listed(map(text, self.files.fingerprints))}], union_by_name = true{self._hive()})"
 

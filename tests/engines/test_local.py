@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -524,6 +525,16 @@ def test_compute_appends_columns_in_row_order(engine: LocalEngine) -> None:
     assert found.schema.field("big").type == BOOL.arrow
     constant = engine.compute(given.slice(0, 3), {"one": bind("1", schema)})
     assert constant["one"].to_pylist() == [1, 1, 1]
+
+
+def test_threads_share_an_engine(engine: LocalEngine, tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{n}.parquet", [(1, 5, None, float(n), None)]) for n in range(8)]
+
+    def ask(n: int) -> Any:
+        return engine.as_of(latest(source(files[n])), spine((1, 10), (2, 10)), ["price"])["price"].to_pylist()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, range(8))) == [[float(n), None] for n in range(8)]
 
 
 def test_a_reader_may_be_dropped_half_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
