@@ -20,11 +20,11 @@ $(BIN)/fs: pyproject.toml requirements.lock
 install: $(BIN)/fs ## make .venv with the package and what its tests need
 
 .PHONY: services
-services: ## install the servers that the tests start (Redis), by apt when root
-	@command -v redis-server >/dev/null || { \
+services: ## install the servers that the tests start (Redis, PostgreSQL), by apt when root
+	@{ command -v redis-server && { command -v pg_ctl || ls /usr/lib/postgresql/*/bin/pg_ctl; }; } >/dev/null 2>&1 || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq redis-server >/dev/null; \
-	  else echo "redis-server is missing: sudo apt-get install redis-server (or: brew install redis)" >&2; exit 1; fi; }
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq redis-server postgresql >/dev/null; \
+	  else echo "servers are missing: sudo apt-get install redis-server postgresql" >&2; exit 1; fi; }
 
 .PHONY: demo
 demo: install ## generate, apply, materialize, serve, read: five minutes in one

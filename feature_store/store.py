@@ -51,6 +51,12 @@ Features = str | FeatureService | Sequence[str | FeatureRef | Definition]
 """A service (by name or itself), or a list of references."""
 
 KINDS: tuple[type[Definition], ...] = (Entity, Source, FeatureView, OnDemandFeatureView, FeatureService)
+_SETTLED = {
+    "keys": "key_types",
+    "features": "feature_types",
+    "columns": "column_types",
+    "request": "request_types",
+}
 _BY_KIND = {kind.kind: kind for kind in KINDS}
 _SELECT = re.compile(r"\s*(SELECT|WITH)\s", re.IGNORECASE)
 _LOOK_AGAIN_AFTER = 2.0  # seconds until a process asks the registry whether somebody applied
@@ -427,5 +433,5 @@ def _described(record: Record) -> dict[str, Any]:
         "version": record.version,
         "hash": record.hash[:12],
         "applied_at": to_iso(record.created_at),
-        **{key: record.bound[key] for key in ("keys", "features", "columns", "request") if key in record.bound},
+        **{shown: dict(record.bound[key]) for key, shown in _SETTLED.items() if key in record.bound},
     }

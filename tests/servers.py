@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -72,6 +73,47 @@ class RedisServer:
                     self.close()
                     raise RuntimeError(f"redis-server did not answer at port {self.port}")
                 time.sleep(0.02)
+
+
+class PostgresServer:
+    """A PostgreSQL server of its own cluster. PostgreSQL refuses root, so as root it runs as the user postgres."""
+
+    def __init__(self) -> None:
+        found = shutil.which("pg_ctl") or max(map(str, Path("/usr/lib/postgresql").glob("*/bin/pg_ctl")), default=None)
+        if found is None:
+            raise RuntimeError("there is no PostgreSQL server. Run: apt-get install postgresql")
+        self._bin = Path(found).parent
+        self.port = free_port()
+        self._folder = Path(tempfile.mkdtemp(prefix="fs-postgres-"))
+        if os.getuid() == 0:
+            shutil.chown(self._folder, "postgres")
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> PostgresServer:
+        data = str(self._folder / "data")
+        if not Path(data).exists():
+            self._run(
+                "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"
+            )
+        options = f"-p {self.port} -k {self._folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        self._run("pg_ctl", "-D", data, "-w", "-l", str(self._folder / "log"), "-o", options, "start")
+        return self
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "-D", str(self._folder / "data"), "-w", "-m", "immediate", "stop")
+
+    def close(self) -> None:
+        self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+        subprocess.run(
+            [*user, str(self._bin / program), *arguments], check=True, stdout=subprocess.DEVNULL, cwd=self._folder
+        )
 
 
 def free_port() -> int:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ from feature_store.errors import ConflictError, NotFoundError, SettingsError, St
 from feature_store.registry.records import Change, Progress, canonical
 from feature_store.registry.registry import Registry
 
-POSTGRES = "FEATURE_STORE_POSTGRES"
 _OPENED: list[Registry] = []
 
 
@@ -38,14 +36,13 @@ def file_url(tmp_path: Path) -> str:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, file_url: str) -> str:
-    """A database without projects; FEATURE_STORE_POSTGRES is the URL of one to use, and empty."""
+    """A database without projects."""
     if request.param == "sqlite":
         return file_url
-    if POSTGRES not in os.environ:
-        pytest.skip(f"needs {POSTGRES}, a database URL")
+    url: str = request.getfixturevalue("postgres_url")
     for project in ("ads", "shop"):
-        opened(os.environ[POSTGRES], project).drop()
-    return os.environ[POSTGRES]
+        opened(url, project).drop()
+    return url
 
 
 def put(name: str, **spec: object) -> Change:
