@@ -124,7 +124,6 @@ def _newest(items: Mapping[bytes, Row], now: int) -> Row | None:
 
 _PROBES: dict[str, Callable[[Sequence[Any]], Any]] = dict.fromkeys(("INT32", "INT64", "FLOAT32", "FLOAT64"), sum)
 _PROBES["STRING"] = "".join
-_FEW = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,17 +150,29 @@ class Columns:
 
     def of(self, rows: Sequence[Row | None], now: int) -> list[Cells]:
         """The columns of rows, visible at `now`: the rule of `visibility.status`, decided at once where all are."""
-        if rows and None not in rows:
+        if len(rows) == 1:
+            found = self._one(rows[0], now)
+            if found is not None:
+                return found
+        elif rows and None not in rows:
             times = [row[0] for row in rows]  # type: ignore[index]
             if max(times) <= now and (self._ttl is None or min(times) >= now - self._ttl):
                 return self._visible(rows, times)
         return self._mixed(rows, now)
 
+    def _one(self, row: Row | None, now: int) -> list[Cells] | None:
+        """The columns of a single row that is visible and has no nulls; None if it is not such a row."""
+        if row is None or row[0] > now or (self._ttl is not None and row[0] < now - self._ttl):
+            return None
+        values = self._picked([row[2]])[0]
+        if None in values:
+            return None
+        times = [row[0]]
+        return [((value,), PRESENT, times) for value in values]
+
     def _visible(self, rows: Sequence[Any], times: list[int]) -> list[Cells]:
         picked = self._picked([row[2] for row in rows])
         columns = zip(*picked, strict=True)
-        if len(picked) < _FEW and not any(None in row for row in picked):
-            return [(column, PRESENT, times) for column in columns]
         cells: list[Cells] = []
         for column, probe, feature in zip(columns, self._probes, self._features, strict=True):
             if _has_null(column, probe):
@@ -194,7 +205,7 @@ class Columns:
         if self._single:
             position = self._features[0].position
             return [(row[position],) for row in rows]
-        return rows if self._pick is None else list(map(self._pick, rows))
+        return rows if self._pick is None else [*map(self._pick, rows)]
 
 
 def _has_null(column: Sequence[Any], probe: Callable[[Sequence[Any]], Any] | None) -> bool:

@@ -161,6 +161,11 @@ class OnlinePlan:
 
     def _count(self, entities: EntityColumns, request_data: Mapping[str, Any] | None) -> int:
         """The number of rows, the same in every column."""
+        if not self._name_set.isdisjoint(entities):
+            name = next(name for name in entities if name in self._name_set)
+            raise InvalidInputError(f'"{name}" is an entity column and a feature', hint="Use full_feature_names")
+        if len(entities) == 1 and not request_data:
+            return len(next(iter(entities.values())))
         lengths = {name: len(values) for name, values in entities.items()}
         lengths |= {name: len(values) for name, values in (request_data or {}).items() if isinstance(values, list)}
         rows = next(iter(lengths.values()), 1 if request_data else 0)
@@ -171,9 +176,6 @@ class OnlinePlan:
                     f'column "{name}" has {length} values and column "{first}" {rows}',
                     hint="Every column needs one value an entity row",
                 )
-        if not self._name_set.isdisjoint(entities):
-            name = next(name for name in entities if name in self._name_set)
-            raise InvalidInputError(f'"{name}" is an entity column and a feature', hint="Use full_feature_names")
         return rows
 
     def _key_columns(self, group: Schema, entities: EntityColumns) -> list[Sequence[Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -136,11 +137,19 @@ def _event_times(times: Times, rows: int) -> bytes:
                 _never[rows] = found
         return found
     try:
+        if len(times) == 1:
+            return _single_time(times[0])
         if len(times) >= _MANY:
             return orjson.dumps(np.array(times, "i8").view("M8[us]"), option=_NUMPY)
         return orjson.dumps([_EPOCH + timedelta(microseconds=time) for time in times], option=orjson.OPT_UTC_Z)
     except (OverflowError, TypeError, orjson.JSONEncodeError):
         return _event_times([min(max(time, EARLIEST), LATEST) for time in times], rows)
+
+
+@lru_cache(maxsize=_KEPT)
+def _single_time(time: int) -> bytes:
+    """One event time: rows that were computed together share theirs, so it is often the one before."""
+    return orjson.dumps([_EPOCH + timedelta(microseconds=time)], option=orjson.OPT_UTC_Z)
 
 
 def _list(items: list[bytes]) -> bytes:

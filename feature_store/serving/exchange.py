@@ -44,16 +44,11 @@ class Headers:
     __slots__ = ("accept", "length", "request_id")
 
     def __init__(self, scope: Scope) -> None:
-        self.length = 0
-        self.accept = b""
-        given = None
-        for name, value in scope["headers"]:
-            if name == b"content-length":
-                self.length = int(value) if value.isdigit() else 0
-            elif name == b"accept":
-                self.accept = value
-            elif name == b"x-request-id":
-                given = value
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"0")
+        self.length = int(length) if length.isdigit() and len(length) < 19 else 0
+        self.accept: bytes = headers.get(b"accept", b"")
+        given: bytes | None = headers.get(b"x-request-id")
         usable = given is not None and _ID.fullmatch(given)
         self.request_id = given.decode("ascii") if usable and given else new_request_id()
 
