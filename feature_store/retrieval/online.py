@@ -214,6 +214,10 @@ class OnlinePlan:
 
     def _view_read(self, catalog: Catalog, name: str, features: Sequence[str]) -> _ViewRead:
         bound = catalog.views[name]
+        if not bound.view.online:
+            raise InvalidInputError(
+                f'feature view "{name}" is not kept online', hint="Set online: true and materialize it"
+            )
         look = lookup(bound)
         picked = [
             Feature(look.names.index(feature), _type(bound, feature), bound.defaults.get(feature))

@@ -63,6 +63,11 @@ feature_views:
     entities: [user, shop]
     source: stats
     features: [{name: visits, type: INT64, column: clicks}]
+  - name: archive
+    entities: [user]
+    source: stats
+    features: [{name: archived, type: INT64, column: clicks}]
+    online: false
   - name: live
     entities: [user]
     source: stats
@@ -330,6 +335,7 @@ def test_arrow_and_pandas(filled: House) -> None:
         (["user_stats"], {"user_id": [1], "ctr": [1]}, '"ctr" is an entity column and a feature'),
         (["user_stats"], [{"user_id": 1}, {"user": 1}], "entity row 1 and row 0"),
         (["user_stats"], "user_id", "entity rows are"),
+        (["archive"], {"user_id": [1]}, 'feature view "archive" is not kept online'),
         ([1], {"user_id": [1]}, "1 is not a feature reference"),
         ([["a"]], {"user_id": [1]}, "['a'] is not a feature reference"),
     ],

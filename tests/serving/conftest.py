@@ -62,6 +62,12 @@ feature_view:
     - {name: scores, type: ARRAY<FLOAT64>}
 ---
 feature_view:
+  name: small
+  entities: [user]
+  source: stats
+  features: [{name: small_clicks, type: INT64, column: clicks}, {name: small_city, type: STRING, column: city}]
+---
+feature_view:
   name: live
   entities: [user]
   source: stats

@@ -40,25 +40,36 @@ def read(full):
     rows = [{"user_id": 1}, {"user_id": 2}, {"user_id": 999}]
     return store.get_online_features(refs, rows, full_feature_names=full).to_dict()
 
-print(json.dumps([read(False), read(True)], default=str))
+small = FeatureView(name="small", entities=[user], source=source, schema=[
+    Field(name="user_id", dtype=Int64), Field(name="small_clicks", dtype=Int64),
+    Field(name="small_city", dtype=String)])
+store.registry.apply_feature_view(small, "serving")
+now = pd.Timestamp.now("UTC").floor("s")
+store.write_to_online_store("small", pd.DataFrame({
+    "user_id": [1, 55], "small_clicks": [77, 78], "small_city": ["Ulm", None],
+    "event_timestamp": [now, now], "created": [now, now]}))
+refs_small = ["small:small_clicks", "small:small_city"]
+written = store.get_online_features(refs_small, [{"user_id": 55}, {"user_id": 1}]).to_dict()
+print(json.dumps([read(False), read(True), written], default=str))
 """
 
 
 @pytest.mark.skipif("FEAST_PYTHON" not in os.environ, reason="FEAST_PYTHON names no Python with Feast")
-def test_feasts_client_reads(served: Served, tmp_path: Path) -> None:
+def test_feasts_client_reads_and_writes(fresh: Served, tmp_path: Path) -> None:
     script = tmp_path / "client.py"
     script.write_text(CLIENT)
     done = subprocess.run(
-        [os.environ["FEAST_PYTHON"], str(script), served.url, str(tmp_path)],
+        [os.environ["FEAST_PYTHON"], str(script), fresh.url, str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=100,
         env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "FEAST_USAGE": "False"},
     )
     assert done.returncode == 0, done.stderr
-    short, full = json.loads(done.stdout.splitlines()[-1])
+    short, full, written = json.loads(done.stdout.splitlines()[-1])
     assert short["user_id"] == [1, 2, 999]
     assert short["clicks"] == [10, None, None]
     assert short["city"] == ["Wien]", "nowhere", "nowhere"]
     assert short["seen"] == [1_700_000_000, None, None]
     assert full["user_stats__clicks"] == [10, None, None]
+    assert written == {"user_id": [55, 1], "small_clicks": [78, 77], "small_city": [None, "Ulm"]}
