@@ -152,6 +152,18 @@ def delta_dataset(path: str, files: Collection[str] | None = None) -> ds.Dataset
     return ds.FileSystemDataset(chosen, dataset.schema, dataset.format, dataset.filesystem)
 
 
+def delta_parquet(path: str) -> pa.Schema | None:
+    """The columns of a local Delta table, if to read its files as Parquet is to read its rows: no partitions, deletion
+    vectors or renamed columns. Else None."""
+    with _mapped(path):
+        table = DeltaTable(path)
+        protocol = table.protocol()
+        plain = protocol.min_reader_version == 1 or set(protocol.reader_features or ()) <= {"timestampNtz"}
+        if is_uri(path) or not plain or table.metadata().partition_columns:
+            return None
+        return pa.schema(table.schema().to_arrow())
+
+
 def _predicate(where: Mapping[str, str]) -> str:
     terms = []
     for name, value in where.items():

@@ -338,6 +338,14 @@ def test_delta_is_read_at_its_current_version(engine: LocalEngine, tmp_path: Pat
     assert len(engine.inputs(rows)) == 2
 
 
+def test_a_delta_column_that_no_file_has_is_null(engine: LocalEngine, tmp_path: Path) -> None:
+    store = OfflineStore("lake", tmp_path)
+    store.append("t", table([]))
+    store.append("t", table([(1, 5, None, 1.0, "x")]).drop_columns(["note"]))
+    found = engine.as_of(latest(source(Path(store.path("t")))), spine((1, 10)), ["price", "note"]).to_pylist()
+    assert found == [{"price": 1.0, "note": None, EVENT_TIME: 5}]
+
+
 def test_only_keys_touched_by_these_inputs(engine: LocalEngine, tmp_path: Path) -> None:
     store = OfflineStore("lake", tmp_path)
     for way in ("parquet", "delta"):
