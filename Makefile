@@ -32,7 +32,7 @@ demo: install ## generate, apply, materialize, serve, read: five minutes in one
 
 .PHONY: test
 test: install services ## all tests, with real servers
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n auto $(TESTS)
 
 .PHONY: lint
 lint: install ## style, types, and who may import whom

@@ -381,7 +381,7 @@ class Variance(Aggregate):
             between = [state[0] * (x - mean) ** 2 for state, x in zip(known, apart, strict=True)]
             return self.finish((count, base, mean, math.fsum([*between, *parts[3]])))
         except (OverflowError, ValueError):  # infinities
-            return super().answer(parts)
+            return self.finish(reduce(self.merge, zip(*parts, strict=True), self.identity))
 
     def states(self, events: Events, lo: Ints, hi: Ints) -> list[Any]:
         return [pa.array(part) for part in ranges.moments(events.floats, events.rests, lo, hi)]

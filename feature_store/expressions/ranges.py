@@ -91,8 +91,8 @@ def moments(values: Floats, rests: Floats | None, lo: Ints, hi: Ints) -> tuple[I
     with np.errstate(all="ignore"):
         squares = zeros if np.isfinite(values).all() else values - values  # of an infinity: NaN
         leaves = (ones, values, zeros if rests is None else rests, squares)
-        parts = reduce_ranges(leaves, lo, hi, _join_moments, (0.0, 0.0, 0.0, 0.0))
-    return (hi - lo, *parts[1:])
+        _, mean, rest, squares = reduce_ranges(leaves, lo, hi, _join_moments, (0.0, 0.0, 0.0, 0.0))
+    return hi - lo, mean, rest, squares
 
 
 def _join_moments(left: Parts, right: Parts) -> Parts:
@@ -100,7 +100,7 @@ def _join_moments(left: Parts, right: Parts) -> Parts:
     count = n + m
     share = m / count
     apart = (other - mean) + (other_rest - rest)
-    joined, joined_rest = _add_pairs((mean, rest), (apart * share, 0.0))
+    joined, joined_rest = _add_pairs((mean, rest), (apart * share, np.zeros(1)))
     first = n == 0
     return (
         count,

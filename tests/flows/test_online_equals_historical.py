@@ -1,8 +1,8 @@
 """The product in one property: for every (rows, T), online(T) = historical(T) = what the contract says.
 
-Rows of generated repositories arrive in any order, by files, late files and pushes (some of them repeated), between
-runs of materialize and materialize-incremental; then every feature, value and status, is compared at T with a brute-force
-oracle, read online and historically.
+Rows of generated repositories arrive in any order, by files, late files and pushes (each of them repeated), between
+runs of materialize and materialize-incremental; then every feature, value and status, is compared at T with a
+brute-force oracle, read online and historically.
 """
 
 from __future__ import annotations

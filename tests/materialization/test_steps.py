@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -52,7 +53,7 @@ def test_an_explicit_run_covers_its_range_in_adjoining_chunks() -> None:
     steps = steps_between(latest(), T, T + 400 * DAY)
     assert steps[0] == LatestStep(T, T + 30 * DAY)
     assert steps[-1].until == T + 400 * DAY
-    assert all(a.until == b.start for a, b in zip(steps, steps[1:], strict=False))
+    assert all(earlier.until == later.start for earlier, later in pairwise(steps))
 
 
 @pytest.mark.parametrize("days", [0, 1, 29, 30, 31, 10_000])
