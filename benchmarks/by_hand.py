@@ -34,20 +34,20 @@ def windows(path: str, entities: str, out: str) -> dict[str, Any]:
         "7d": f"(t - {7 * _DAY}) // {_HOUR} * {_HOUR}",
         "30d": f"(t - {30 * _DAY}) // {_DAY} * {_DAY}",
     }
-    functions = {"count": "count(at)", "sum": "sum(price)", "mean": "avg(price)", "max": "max(amount)"}
+    functions = {"count": "count(happened)", "sum": "sum(price)", "mean": "avg(price)", "max": "max(amount)"}
     from benchmarks.ours import WINDOWS
 
     columns = ", ".join(
-        f"{sql} FILTER (at >= {since[window]}) AS {function}_{window}"
+        f"{sql} FILTER (happened >= {since[window]}) AS {function}_{window}"
         for window, take in WINDOWS.items()
         for function, sql in list(functions.items())[:take]
     )
     sql = f"""
         WITH asked AS (SELECT *, epoch_us(event_timestamp) AS t FROM '{entities}'),
-        found AS (SELECT user_id, epoch_us(event_timestamp) AS at, price, amount FROM '{path}'),
+        found AS (SELECT user_id, epoch_us(event_timestamp) AS happened, price, amount FROM '{path}'),
         totals AS (
             SELECT row, {columns} FROM asked LEFT JOIN found
-            ON asked.user_id = found.user_id AND at < t AND at >= {since["30d"]} GROUP BY row, t
+            ON asked.user_id = found.user_id AND happened < t AND happened >= {since["30d"]} GROUP BY row, t
         )
         SELECT e.*, totals.* EXCLUDE (row) FROM '{entities}' e JOIN totals USING (row) ORDER BY row"""
     return _answered(sql, out)
@@ -63,19 +63,20 @@ def _answered(sql: str, out: str) -> dict[str, Any]:
 
 def redis_keys(store: Any, references: Sequence[str], users: Sequence[int]) -> list[bytes]:
     """The Redis keys that one request reads: found by watching what the store sends."""
-    server = store.online_store._server
+    from feature_store.storage.redis import _Server as Server
+
     seen: list[list[bytes]] = []
-    fetch = server.fetch
+    fetch = Server.fetch
 
-    def watched(names: list[bytes], hashes: list[bytes]) -> Any:
+    def watched(server: Any, names: list[bytes], hashes: list[bytes]) -> Any:
         seen.append([*names, *hashes])
-        return fetch(names, hashes)
+        return fetch(server, names, hashes)
 
-    server.fetch = watched
+    Server.fetch = watched  # type: ignore[method-assign]
     try:
         store.get_online_features(list(references), {"user_id": list(users)})
     finally:
-        server.fetch = fetch
+        Server.fetch = fetch  # type: ignore[method-assign]
     assert len(seen) == 1, "one request is one round trip"
     return seen[0]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -39,7 +40,7 @@ def worker(module: str, task: str, python: str = sys.executable, timeout: float 
     except subprocess.TimeoutExpired:
         raise WorkerError(f"{module} {task} took more than {timeout:.0f} s") from None
     if done.returncode:
-        raise WorkerError(f"{module} {task}: {_last_line(done.stderr) or f'exit code {done.returncode}'}")
+        raise WorkerError(f"{module} {task}: {_error(done.stderr) or f'exit code {done.returncode}'}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -118,6 +119,12 @@ def _await_port(process: subprocess.Popen[bytes], port: int, log: Any, timeout: 
             raise WorkerError(f"{process.args[0]} stopped: {_last_line(log.read().decode(errors='replace'))}")
         time.sleep(0.05)
     raise WorkerError(f"{process.args[0]} did not open port {port} within {timeout:.0f} s")
+
+
+def _error(text: str) -> str:
+    """The line of a traceback that says what went wrong."""
+    lines = [line for line in text.splitlines() if re.match(r"[\w.]+(Error|Exception)?: ", line)]
+    return lines[-1][:300] if lines else _last_line(text)
 
 
 def _last_line(text: str) -> str:

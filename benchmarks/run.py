@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", choices=[*_IN_WORLD, *_ALONE], action="append", help="this one; may be repeated")
     options = parser.parse_args(arguments)
     size = QUICK if options.quick else FULL
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=150)
     began = time.monotonic()
     reports, failures = _run(size, options.only or [*_IN_WORLD, *_ALONE], console)
     minutes = (time.monotonic() - began) / 60
