@@ -26,12 +26,22 @@ services: ## install the servers that the tests start (Redis, PostgreSQL), by ap
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq redis-server postgresql >/dev/null; \
 	  else echo "servers are missing: sudo apt-get install redis-server postgresql" >&2; exit 1; fi; }
 
+FEAST := benchmarks/.feast/bin/python
+
+$(FEAST): | $(BIN)/fs
+	$(PYTHON) -m venv benchmarks/.feast
+	$(UV) pip install --quiet --compile-bytecode --python $@ 'feast[redis,duckdb]==0.67.*'
+
+.PHONY: feast
+feast: $(FEAST) ## install Feast in an environment of its own: its client is tested against, its speed measured
+	@true
+
 .PHONY: demo
 demo: install ## generate, apply, materialize, serve, read: five minutes in one
 	$(BIN)/python docs/examples/demo.py
 
 .PHONY: test
-test: install services ## all tests, with real servers
+test: install services feast ## all tests, with real servers
 	$(BIN)/python -m pytest -n auto $(TESTS)
 
 .PHONY: lint
@@ -47,7 +57,7 @@ format: install ## put the code in shape
 	$(BIN)/ruff format .
 
 .PHONY: bench
-bench: install services ## measure side by side; writes benchmarks/README.md
+bench: install services feast ## measure side by side; writes benchmarks/README.md
 	$(BIN)/python -m benchmarks.run
 
 .PHONY: lock
