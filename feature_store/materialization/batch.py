@@ -50,6 +50,9 @@ Report = Callable[[str, int, int, int], None]
 
 Change = Callable[[Progress], Progress]
 
+_ATTEMPTS = 10
+"""To keep a snapshot that another run keeps at the same time."""
+
 _EPOCH = "epoch of the online store"
 """Among the fingerprints of the inputs, because progress holds only where what was written still is."""
 
@@ -152,15 +155,26 @@ class Materializer:
         """All rows first, then the marker: readers go over to the new snapshot in one step."""
         relation = bound.relation
         assert not isinstance(relation, LatestRow)
-        rows: pa.RecordBatchReader | pa.Table = engine.snapshot(relation, step.at)
         if isinstance(relation, ScheduledQuery):
-            path, partition = snapshots_path(bound), {VALID_FROM: str(step.at)}
-            self._offline.replace(path, _partitioned(rows, partition), partition)
-            rows = self._offline.read(path, partition)
+            rows: Any = self._keep(bound, relation, engine, step.at)
+        else:
+            rows = engine.snapshot(relation, step.at)
         current = self._marker(bound)
         if not step.publish or (current and current.event_time > step.at):
             return rows.num_rows if isinstance(rows, pa.Table) else 0
         return self._publish(bound, rows, step.at, current)
+
+    def _keep(self, bound: BoundView, query: ScheduledQuery, engine: Engine, at: int) -> pa.Table:
+        """Keep a snapshot offline, and read it as it is kept: of two runs at once the later one's."""
+        path, partition = snapshots_path(bound), {VALID_FROM: str(at)}
+        for attempt in range(_ATTEMPTS):
+            try:
+                self._offline.replace(path, _partitioned(engine.snapshot(query, at), partition), partition)
+                break
+            except ConflictError:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+        return self._offline.read(path, partition)
 
     def _publish(self, bound: BoundView, rows: Any, at: int, current: Row | None) -> int:
         generation = max(time.time_ns() // 1000, (current.values[0] + 1) if current else 0)

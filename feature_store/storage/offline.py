@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.fs as fs
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
@@ -104,7 +105,8 @@ class OfflineStore:
                 raise NotFoundError(f'there is no offline table "{table}"', hint="It is made when it is first written")
             opened = DeltaTable(self.path(table), storage_options=self._options)
             rows = opened.to_pyarrow_table(
-                filters=[(name, "=", value) for name, value in (where or {}).items()] or None
+                filters=[(name, "=", value) for name, value in (where or {}).items()] or None,
+                filesystem=_filesystem(self.path(table)),
             )
             return _normal(rows)
 
@@ -145,7 +147,7 @@ def delta_files(path: str) -> dict[str, str]:
 def delta_dataset(path: str, files: Collection[str] | None = None) -> ds.Dataset:
     """The rows of the current version of a Delta table, or of those of its files (as `delta_files` names them)."""
     with _mapped(path):
-        dataset = DeltaTable(path).to_pyarrow_dataset()
+        dataset = DeltaTable(path).to_pyarrow_dataset(filesystem=_filesystem(path))
     if files is None:
         return dataset
     chosen = [part for part in dataset.get_fragments() if f"{path}/{part.path}" in files]
@@ -162,6 +164,12 @@ def delta_parquet(path: str) -> pa.Schema | None:
         if is_uri(path) or not plain or table.metadata().partition_columns:
             return None
         return pa.schema(table.schema().to_arrow())
+
+
+def _filesystem(path: str) -> fs.FileSystem | None:
+    """Arrow's own files for a local path: the driver's are written in Python, and Arrow's threads may still be at work
+    in them when the process ends, which aborts it."""
+    return None if is_uri(path) else fs.SubTreeFileSystem(path, fs.LocalFileSystem())
 
 
 def _predicate(where: Mapping[str, str]) -> str:
