@@ -216,16 +216,20 @@ def _mapped(path: str) -> Iterator[None]:
             f"another writer changed {path} at the same time: {_first_line(error)}", hint="Run it again"
         ) from error
     except (TableNotFoundError, OSError) as error:
-        raise StoreUnavailableError(
-            f"{path} cannot be read or written now: {_first_line(error)}",
-            hint="Check that it exists, its permissions and the free space; nothing was committed",
-        ) from error
+        raise _unavailable(path, error) from error
     except FeatureStoreError:
         raise
     except Exception as error:  # the driver raises bare ones, too, for what Arrow inside it refuses
         if "cast" in str(error).lower() or "failed validation" in str(error):
             raise InvalidInputError(f"rows do not fit the table at {path}: {_first_line(error)}") from error
-        raise StoreUnavailableError(f"{path} cannot be read or written now: {_first_line(error)}") from error
+        raise _unavailable(path, error) from error
+
+
+def _unavailable(path: str, error: Exception) -> StoreUnavailableError:
+    return StoreUnavailableError(
+        f"{path} cannot be read or written now: {_first_line(error)}",
+        hint="Check that it exists, its permissions and the free space; nothing was committed",
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -15,9 +15,9 @@ from feature_store import FeatureStore
 from feature_store.definitions.tables import snapshot_table, snapshots_path, tile_table
 from feature_store.expressions.instants import instant
 from tests.flows.broken import DAYS, END, RUNS, START, add, events, fs, make, start, visible, wait_for
-from tests.servers import RedisServer
 
-ROWS = pa.concat_tables([events(55_000, 4_000), events(5_000, 4_000, seed=1, since="2026-04-20T11:40:00Z")])
+USERS = 2_000
+ROWS = pa.concat_tables([events(16_000, USERS), events(2_000, USERS, seed=1, since="2024-04-20T11:40:00Z")])
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,10 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         store.materialize(*run[1:3], run[4::2])
     found = visible(store)
     store.close()
-    assert len(found["a_latest"]) > 3_000 and all(len(tiles) > 10 for tiles in found["b_moving"].values())
-    assert len(found["c_daily"][1]) > 3_000 and len(found["d_queried"][1]) > 3_000
+    assert len(found["a_latest"]) > 1_900
+    assert all(len(tiles) > 10 for tiles in found["b_moving"].values())
+    assert len(found["c_daily"][1]) > 1_900
+    assert len(found["d_queried"][1]) > 1_900
     return found
 
 
@@ -52,21 +54,24 @@ def moments(store: FeatureStore, seed: int) -> list[tuple[tuple[str, ...], str, 
     """Runs, and points to kill them at: in each kind of view, somewhere in the midst of its writes."""
     chance = random.Random(seed)
     views = store.catalog.views
-    latest, moving, queried = views["a_latest"], views["b_moving"], views["d_queried"]
+    latest, moving, daily, queried = (views[name] for name in ("a_latest", "b_moving", "c_daily", "d_queried"))
     chunks, snapshots, hop = chance.randint(1, 8), chance.randint(1, DAYS - 3), chance.choice(moving.relation.hops)  # type: ignore[union-attr]
 
     def done() -> int:
         progress = store.registry.progress(latest.name, latest.version)
         return len(progress.done) if progress else 0
 
-    def rows(table: Any) -> int:
-        return sum(batch.num_rows for batch in store.online_store.scan(table))
+    def kept() -> int:
+        return len(store.offline_store.partitions(snapshots_path(queried)))
+
+    def begun(table: Any) -> bool:
+        return any(batch.num_rows for batch in store.online_store.scan(table))
 
     return [
         (RUNS[0], f"{chunks} chunks of rows", lambda: done() >= chunks),
-        (RUNS[0], f"tiles of {hop}", lambda: rows(tile_table(moving, hop)) > 0),
-        (RUNS[0], "a snapshot of windows", lambda: rows(snapshot_table(views["c_daily"])) > 0),
-        (RUNS[1], f"{snapshots} snapshots of a query", lambda: len(store.offline_store.partitions(snapshots_path(queried))) >= snapshots),
+        (RUNS[0], f"tiles of {hop}", lambda: begun(tile_table(moving, hop))),
+        (RUNS[0], "a snapshot of windows", lambda: begun(snapshot_table(daily))),
+        (RUNS[1], f"{snapshots} snapshots of a query", lambda: kept() >= snapshots),
     ]  # fmt: skip
 
 
@@ -89,14 +94,18 @@ def test_a_killed_run_is_taken_up_where_it_was(store: FeatureStore) -> None:
     process.kill()
     process.communicate()
     done = store.registry.progress(bound.name, bound.version)
-    assert done is not None and done.through is None and 4 <= len(done.done) < 16
+    assert done is not None
+    assert done.through is None
+    assert 4 <= len(done.done) < 16
     reports: list[tuple[int, int, int]] = []
     written = store.materialize(START, END, ["a_latest"], lambda view, *report: reports.append(report))
     through = [step for step, _, rows in reports if rows == 0]
     assert through == list(range(len(done.done) + 1)), "the steps done were not repeated"
     assert written == reports[-1][2] > 0
     finished = store.registry.progress(bound.name, bound.version)
-    assert finished is not None and finished.through and finished.done == ()
+    assert finished is not None
+    assert finished.through
+    assert finished.done == ()
 
 
 def test_two_at_once_end_in_the_same_state(store: FeatureStore, expected: dict[str, Any]) -> None:
@@ -106,11 +115,13 @@ def test_two_at_once_end_in_the_same_state(store: FeatureStore, expected: dict[s
         assert process.returncode == 0, out + err
     assert visible(store) == expected
     progress = {p.view: p for p in store.registry.all_progress()}
-    assert len(progress) == 4 and all(p.through and not p.done for p in progress.values())
+    assert len(progress) == 4
+    assert all(p.through and not p.done for p in progress.values())
     days = store.offline_store.partitions(snapshots_path(store.catalog.views["d_queried"]))
     assert len(days) == len(progress["d_queried"].snapshots) == DAYS
 
 
+@pytest.mark.parametrize("store", ["redis"], indirect=True)
 def test_an_incremental_run_killed_then_two_at_once(store: FeatureStore, expected: dict[str, Any]) -> None:
     process = start(store.root, "materialize-incremental", END)
     wait_for(lambda: any(store.online_store.scan(snapshot_table(store.catalog.views["c_daily"]))), process)
@@ -131,21 +142,21 @@ def test_rows_that_come_late_are_loaded_by_the_next_run(tmp_path: Path) -> None:
     store = FeatureStore(root)
     store.apply()
     try:
-        store.materialize_incremental("2026-04-15")
+        store.materialize_incremental("2024-04-15")
         add(root, "1", parts[1])
-        store.materialize("2026-04-15", "2026-04-17")
+        store.materialize("2024-04-15", "2024-04-17")
         add(root, "2", parts[2])
         store.materialize_incremental(END)
         add(root, "3", parts[3])
         fs(root, "materialize-incremental", END)
         names = ["a_latest", "b_moving", "c_daily"]  # a stored snapshot of a query stays as it was served
-        users = {"user_id": list(range(4_000))}
+        users = {"user_id": list(range(USERS))}
         online = store.online.get(names, users, now=instant(END)).to_dict()
-        past = pa.table(users | {"event_timestamp": [END] * 4_000})
+        past = pa.table(users | {"event_timestamp": [END] * USERS})
         history = store.get_historical_features(past, names).to_arrow().to_pydict()
         history.pop("event_timestamp")
         assert online == history
-        assert sum(online["dc400d"]) > 40_000
+        assert sum(online["dc400d"]) > 10_000
         assert store.materialize_incremental(END) == 0
     finally:
         store.close()
