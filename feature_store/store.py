@@ -27,7 +27,7 @@ from feature_store.definitions.catalog import BoundOnDemand, BoundView, Catalog,
 from feature_store.definitions.difference import Node, Plan, Stored, difference
 from feature_store.definitions.lineage import Edge, lineage
 from feature_store.definitions.tables import MARKERS, tables_of
-from feature_store.errors import Location, NotFoundError, SettingsError, nearest
+from feature_store.errors import InvalidInputError, Location, NotFoundError, SettingsError, nearest
 from feature_store.expressions.instants import instant, to_iso
 from feature_store.materialization.batch import Materializer, Report
 from feature_store.materialization.push import Destination, Pusher, push_log
@@ -255,8 +255,13 @@ class FeatureStore:
         feature_views: Sequence[str] | None = None,
         progress: Report | None = None,
     ) -> int:
-        """Compute [start, end] and write it online; the number of rows written. Killed and run again, it goes on."""
-        start, end = instant(start_date), instant(end_date)
+        """Compute [start, end] and write it online; the number of rows written. Killed and run again, it goes on.
+
+        An end after now is now: what has not happened yet would hide what has.
+        """
+        start, end = instant(start_date), _not_after_now(end_date)
+        if start > end:
+            raise InvalidInputError(f"the start {start_date} lies after the end {end_date}, or after now")
         materializer = Materializer(self.online_store, self.offline_store, self.registry, progress)
         views = self._online_views(feature_views)
         return sum(materializer.between(view, self._engine(view.view.engine), start, end) for view in views)
@@ -265,7 +270,7 @@ class FeatureStore:
         self, end_date: Any, feature_views: Sequence[str] | None = None, progress: Report | None = None
     ) -> int:
         """Compute what is new since the last run, late rows included, and write it online; the number of rows."""
-        end = instant(end_date)
+        end = _not_after_now(end_date)
         materializer = Materializer(self.online_store, self.offline_store, self.registry, progress)
         views = self._online_views(feature_views)
         return sum(materializer.until(view, self._engine(view.view.engine), end) for view in views)
@@ -409,6 +414,10 @@ class FeatureStore:
         for engine in self._engines.values():
             engine.close()
         self._engines.clear()
+
+
+def _not_after_now(end: Any) -> int:
+    return min(instant(end), time.time_ns() // 1000)
 
 
 def _definitions(state: State) -> list[Definition]:

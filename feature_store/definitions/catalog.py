@@ -13,7 +13,7 @@ from feature_store.definitions.feature_view import FeatureView
 from feature_store.definitions.on_demand import OnDemandFeatureView
 from feature_store.definitions.service import FeatureService
 from feature_store.definitions.source import Source
-from feature_store.errors import NotFoundError, nearest
+from feature_store.errors import InvalidInputError, NotFoundError, nearest
 from feature_store.expressions.relations import Computed, Relation, Rows, ScheduledQuery
 from feature_store.types import Schema, Type
 
@@ -27,6 +27,18 @@ class FeatureRef:
 
     def __str__(self) -> str:
         return f"{self.view}:{self.feature}"
+
+
+def output_names(refs: Sequence[FeatureRef], full: bool = False) -> tuple[str, ...]:
+    """The names of features in an answer: bare, or `view__feature`; `InvalidInputError` where two are the same."""
+    names = tuple(f"{ref.view}__{ref.feature}" if full else ref.feature for ref in refs)
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        first, second = [ref for ref, name in zip(refs, names, strict=True) if name == twice][:2]
+        raise InvalidInputError(
+            f'features {first} and {second} have the same name "{twice}"', hint="Use full_feature_names"
+        )
+    return names
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +144,25 @@ class Catalog:
         if isinstance(features, FeatureService):
             return self.resolve(features.features)
         return tuple(dict.fromkeys(ref for item in features for ref in self._resolve_one(item)))
+
+    def needed(self, refs: Sequence[FeatureRef]) -> tuple[dict[str, list[str]], list[str]]:
+        """What answers these features: the features to read of each view, in declared order, and the on-demand views
+        to compute, each after those it needs."""
+        views: dict[str, set[str]] = {}
+        on_demand: set[str] = set()
+        queue = list(reversed(refs))
+        while queue:
+            ref = queue.pop()
+            if ref.view not in self.on_demand:
+                views.setdefault(ref.view, set()).add(ref.feature)
+            elif ref.view not in on_demand:
+                on_demand.add(ref.view)
+                queue.extend(self.on_demand[ref.view].needs)
+        ordered = {
+            name: [feature for feature in self.views[name].features.names if feature in found]
+            for name, found in views.items()
+        }
+        return ordered, [name for name in self.on_demand if name in on_demand]
 
     def feature_type(self, ref: FeatureRef) -> Type:
         """The type of a feature that `resolve` gave."""

@@ -8,11 +8,13 @@ from itertools import pairwise
 
 from feature_store.definitions.catalog import BoundView
 from feature_store.definitions.tables import is_snapshot
-from feature_store.expressions.instants import DAY
+from feature_store.errors import InvalidInputError
+from feature_store.expressions.instants import DAY, to_iso
 from feature_store.expressions.relations import LatestRow, ScheduledQuery, Windows
 from feature_store.expressions.schedules import boundaries, boundary
 
 MOST_CHUNKS = 16
+MOST_SNAPSHOTS = 5_000
 SHORTEST_CHUNK = 30 * DAY
 
 
@@ -119,6 +121,11 @@ def _snapshots(relation: LatestRow | Windows | ScheduledQuery, start: int, end: 
     newest = newest_boundary(relation, end)
     if isinstance(relation, Windows):
         return (SnapshotStep(newest, publish=True),)
+    if (end - start) // DAY > MOST_SNAPSHOTS:
+        raise InvalidInputError(
+            f"from {to_iso(start)} to {to_iso(end)} there are {(end - start) // DAY:,} snapshots to compute",
+            hint=f"Materialize at most {MOST_SNAPSHOTS:,} at once",
+        )
     valid = [at + relation.delay for at in boundaries(relation.schedule, start - relation.delay, end - relation.delay)]
     return tuple(SnapshotStep(at, publish=at == newest) for at in dict.fromkeys([*valid, newest]))
 

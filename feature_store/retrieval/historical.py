@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feature_store.definitions.catalog import BoundOnDemand, BoundView, Catalog, FeatureRef
+from feature_store.definitions.catalog import BoundOnDemand, BoundView, Catalog, FeatureRef, output_names
 from feature_store.engines.engine import Engine
 from feature_store.errors import InvalidInputError, nearest
 from feature_store.expressions.relations import LatestRow, ScheduledQuery, Windows
@@ -104,7 +104,7 @@ class _Retrieval:
 
     def run(self, entities: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
         at = _times(entities)
-        views, on_demand = _needed(self._catalog, self._query.features)
+        views, on_demand = self._catalog.needed(self._query.features)
         for view, names in views.items():
             self._look_up(self._catalog.views[view], names, entities, at)
         for name in on_demand:
@@ -161,8 +161,8 @@ class _Retrieval:
 
     def _assemble(self, entities: pa.Table) -> pa.Table:
         table = entities
-        names = [_output_name(ref, self._query.full_feature_names) for ref in self._query.features]
-        _refuse_clashes(names, self._query.features, entities)
+        names = output_names(self._query.features, self._query.full_feature_names)
+        _refuse_clashes(names, entities)
         for name, ref in zip(names, self._query.features, strict=True):
             column = self._values[ref].cast(self._catalog.feature_type(ref).arrow)
             table = table.append_column(name, column)
@@ -210,33 +210,8 @@ def _request(bound: BoundOnDemand, column: Column, entities: pa.Table) -> Any:
     raise InvalidInputError(f'the entity rows have no column "{column.name}"', hint=hint)
 
 
-def _needed(catalog: Catalog, features: Sequence[FeatureRef]) -> tuple[dict[str, list[str]], list[str]]:
-    """The names to read of each view, and the on-demand views to compute, each after those it needs."""
-    views: dict[str, list[str]] = {}
-    asked = set()
-    queue = list(features)
-    while queue:
-        ref = queue.pop(0)
-        if ref.view in catalog.on_demand:
-            if ref.view not in asked:
-                asked.add(ref.view)
-                queue.extend(catalog.on_demand[ref.view].needs)
-        elif ref.feature not in views.setdefault(ref.view, []):
-            views[ref.view].append(ref.feature)
-    return views, [name for name in catalog.on_demand if name in asked]
-
-
-def _output_name(ref: FeatureRef, full: bool) -> str:
-    return f"{ref.view}__{ref.feature}" if full else ref.feature
-
-
-def _refuse_clashes(names: Sequence[str], features: Sequence[FeatureRef], entities: pa.Table) -> None:
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            other = features[names.index(name)]
-            raise InvalidInputError(
-                f'features {other} and {features[index]} have the same name "{name}"', hint="Use full_feature_names"
-            )
+def _refuse_clashes(names: Sequence[str], entities: pa.Table) -> None:
+    for name in names:
         if name in entities.column_names:
             raise InvalidInputError(
                 f'the entity rows already have a column "{name}"', hint="Rename it, or use full_feature_names"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from feature_store.definitions.base import Definition
-from feature_store.definitions.catalog import BoundOnDemand, BoundView, Catalog, FeatureRef
+from feature_store.definitions.catalog import BoundOnDemand, BoundView, Catalog, FeatureRef, output_names
 from feature_store.definitions.service import FeatureService
 from feature_store.definitions.tables import MARKERS, is_snapshot, marker_key
 from feature_store.errors import InvalidInputError, TooLargeError, nearest
@@ -77,14 +77,14 @@ class OnlinePlan:
 
     def __init__(self, catalog: Catalog, features: Features, full_feature_names: bool = False) -> None:
         self.refs = catalog.resolve(features)
-        self.names = _output_names(self.refs, full_feature_names)
+        self.names = output_names(self.refs, full_feature_names)
         self.types = tuple(catalog.feature_type(ref) for ref in self.refs)
         self.places = {
             view: tuple(place for place, ref in enumerate(self.refs) if ref.view == view)
             for view in dict.fromkeys(ref.view for ref in self.refs)
         }
         """The positions of each view's features among those asked for."""
-        needed, on_demand = _needed(catalog, self.refs)
+        needed, on_demand = catalog.needed(self.refs)
         self._groups: list[Schema] = []
         self._markers: list[Key] = []
         self._reads = tuple(self._view_read(catalog, name, refs) for name, refs in needed.items())
@@ -325,36 +325,6 @@ def _check_features(features: Features) -> None:
             raise InvalidInputError(
                 f"{item!r} is not a feature reference", hint='Write for example "user_stats:clicks"'
             )
-
-
-def _output_names(refs: Sequence[FeatureRef], full: bool) -> tuple[str, ...]:
-    names = tuple(f"{ref.view}__{ref.feature}" if full else ref.feature for ref in refs)
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        first, second = [ref for ref, name in zip(refs, names, strict=True) if name == twice][:2]
-        raise InvalidInputError(
-            f'features {first} and {second} have the same name "{twice}"', hint="Use full_feature_names"
-        )
-    return names
-
-
-def _needed(catalog: Catalog, refs: Sequence[FeatureRef]) -> tuple[dict[str, list[str]], list[str]]:
-    """The features to read of each view, and the on-demand views to compute, each after those it needs."""
-    views: dict[str, dict[str, None]] = {}
-    on_demand: set[str] = set()
-    queue = list(refs)
-    while queue:
-        ref = queue.pop()
-        if ref.view not in catalog.on_demand:
-            views.setdefault(ref.view, {})[ref.feature] = None
-        elif ref.view not in on_demand:
-            on_demand.add(ref.view)
-            queue.extend(catalog.on_demand[ref.view].needs)
-    ordered = {
-        name: [feature for feature in catalog.views[name].features.names if feature in found]
-        for name, found in views.items()
-    }
-    return ordered, [name for name in catalog.on_demand if name in on_demand]
 
 
 def _type(bound: BoundView, feature: str) -> Type:
