@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
 from benchmarks import data
-from benchmarks.processes import WorkerError, feast_python, worker
+from benchmarks.processes import WorkerError, cpu_seconds, feast_python, free_port, server, worker
 from benchmarks.report import Report, number, ratio
+from benchmarks.serving import PATH, put_load, serve
 from benchmarks.world import World
 
 SHAPES = ((1, 10), (10, 50), (100, 50))
@@ -62,12 +68,42 @@ def _feast(world: World, report: Report, pace: dict[str, float]) -> dict[str, di
 
 
 def _windows(world: World, report: Report, pace: dict[str, float]) -> None:
-    online = f"redis://127.0.0.1:{world.port}/3"
-    found = worker("ours", "windowed", root=str(data.ROOT / "windowed"), online=online, **pace)
-    for call, label in (("windows", "ten windows of a busy user"), ("plain", "ten features of a row")):
+    online, root = f"redis://127.0.0.1:{world.port}/3", data.ROOT / "windowed"
+    shutil.rmtree(root, ignore_errors=True)
+    found = worker("ours", "windowed", root=str(root), online=online, **pace)
+    found |= _windows_over_http(world, root)
+    labels = {"windows": "ten windows of a busy user", "plain": "ten features of a row"}
+    for call, label in labels.items():
         report.add("1x10", label, number(found[call]["p50"]), number(found[call]["cpu"]))
+    for call, label in labels.items():
+        over = found[f"http {call}"]
+        report.add("1x10", f"{label}, over HTTP", number(over["p50"]), number(over["cpu"]))
     report.notes.append(
         f"The busy user has {found['count_1h']:,} events in the last hour and {found['count_30d']:,} in 30 days."
     )
     times = ratio(found["windows"]["p50"], found["plain"]["p50"])
-    report.at_most("windows 1 h, 7 d, 30 d, ten features: p50 over a plain row", times, TIMES_ROW)
+    report.at_most("windows 1 h, 7 d, 30 d, ten features, in process: p50 over a plain row", times, TIMES_ROW)
+    times = ratio(found["http windows"]["p50"], found["http plain"]["p50"])
+    report.at_most("windows 1 h, 7 d, 30 d, ten features, over HTTP: p50 over a plain row", times, TIMES_ROW)
+
+
+def _windows_over_http(world: World, root: Path) -> dict[str, dict[str, float]]:
+    """The same two reads from a server, in turns."""
+    best: dict[str, dict[str, float]] = {}
+    port = free_port()
+    with (
+        tempfile.TemporaryDirectory(prefix="benchmarks-windows-") as folder,
+        server(serve(root, port), port) as process,
+    ):
+        files = {view: Path(folder) / view for view in ("windows", "plain")}
+        for view, file in files.items():
+            file.write_text(json.dumps([{"features": [view], "entities": {"user_id": [user]}} for user in range(4)]))
+            put_load(port, PATH, file, 0.3)
+        for _ in range(world.size.rounds):
+            for view, file in files.items():
+                before = cpu_seconds(process)
+                one = put_load(port, PATH, file, world.size.seconds)
+                one["cpu"] = 1000 * (cpu_seconds(process) - before) / one["requests"]
+                known = best.setdefault(f"http {view}", one)
+                best[f"http {view}"] = {key: min(known[key], one[key]) for key in one}
+    return best

@@ -68,7 +68,7 @@ def measure(world: World) -> Report:
 def _start(
     world: World, servers: contextlib.ExitStack, folder: Path, bodies: dict[str, Path], report: Report
 ) -> list[Target]:
-    targets = [_started(servers, _OURS, _serve(world, port := free_port()), port)]
+    targets = [_started(servers, _OURS, serve(world.ours, port := free_port()), port)]
     answers = folder / "answers"
     answers.mkdir()
     client = load.Client(targets[0].port)
@@ -92,9 +92,10 @@ def _start(
     return targets
 
 
-def _serve(world: World, port: int) -> list[str]:
+def serve(repository: Path, port: int) -> list[str]:
+    """The command that serves a repository; its access log stays on."""
     fs = str(Path(sys.executable).parent / "fs")
-    return [fs, "-c", str(world.ours), "serve", "--port", str(port), "--workers", "1"]
+    return [fs, "-c", str(repository), "serve", "--port", str(port), "--workers", "1"]
 
 
 def _feast_serve(world: World, port: int) -> list[str]:
@@ -137,11 +138,11 @@ def _in_turns(world: World, targets: list[Target], bodies: dict[str, Path]) -> d
     found: dict[tuple[str, str], dict[str, float]] = {}
     client = redis.Redis(port=world.port)
     for shape, target in _pairs(bodies, targets):
-        _load(target, shape, bodies[shape], 0.3)
+        put_load(target.port, target.path(shape), bodies[shape], 0.3)
     for _ in range(world.size.rounds):
         for shape, target in _pairs(bodies, targets):
             before, (reads, _) = cpu_seconds(target.process), redis_reads(client)
-            one = _load(target, shape, bodies[shape], world.size.seconds)
+            one = put_load(target.port, target.path(shape), bodies[shape], world.size.seconds)
             requests = one["requests"]
             one["cpu"] = 1000 * (cpu_seconds(target.process) - before) / requests
             one["reads"] = (redis_reads(client)[0] - reads - 1) / requests
@@ -155,11 +156,12 @@ def _pairs(bodies: dict[str, Path], targets: list[Target]) -> Iterator[tuple[str
     return ((shape, target) for shape in bodies for target in targets)
 
 
-def _load(target: Target, shape: str, bodies: Path, seconds: float) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.load", str(target.port), target.path(shape), str(bodies), str(seconds)]
+def put_load(port: int, path: str, bodies: Path, seconds: float) -> dict[str, Any]:
+    """What `benchmarks.load` finds, run in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.load", str(port), path, str(bodies), str(seconds)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
     if done.returncode:
-        raise WorkerError(f"load on {target.name} at {shape}: {done.stderr.strip().splitlines()[-1]}")
+        raise WorkerError(f"load on port {port}, {path}: {done.stderr.strip().splitlines()[-1]}")
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
