@@ -17,6 +17,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from feature_store.engines.files import find_files
 from feature_store.engines.scans import Scan, listed, quoted, schema_of
 from feature_store.engines.windows import Columns, Events, Ints
 from feature_store.errors import FeatureStoreError, InvalidInputError, Location, SourceError
-from feature_store.expressions.queries import render
+from feature_store.expressions.queries import bind_query, render
 from feature_store.expressions.relations import LatestRow, Rows, ScheduledQuery, Windows
 from feature_store.expressions.scalars import Scalar, to_sql
 from feature_store.expressions.schedules import date_valid_at
@@ -155,6 +156,13 @@ class LocalEngine:
                 table = table.append_column(name, conform(found[name], scalar.type))
         return table
 
+    def select(self, sql: str, sources: Collection[Rows]) -> pa.Table:
+        used = bind_query(sql, {source.name: source.schema for source in sources}).tables
+        with self._session(" and ".join(used) or "the SELECT") as session:
+            session.execute("SET SESSION preserve_insertion_order = true")
+            among = [source for source in sources if source.name in used]
+            return session.sql(_rendered(session, sql, among, datetime.now(UTC).date())).to_arrow_table()
+
     def _run(self, query: ScheduledQuery, at: int) -> pa.RecordBatchReader:
         """The result of a scheduled query."""
         columns = [(key.name, key.name, key.type) for key in query.keys] + list(query.values)
@@ -162,12 +170,7 @@ class LocalEngine:
         where = " and ".join(source.name for source in query.sources) or "a query"
 
         def rows(session: Any) -> Batches:
-            names = {source.name: f"__source_{number}" for number, source in enumerate(query.sources)}
-            for source in query.sources:
-                select = Scan(session, source).select(source.schema.names, once=True, opaque=source.schema.names)
-                session.execute(f"CREATE TEMP VIEW {quoted(names[source.name])} AS {select}")
-            schemas = {source.name: source.schema for source in query.sources}
-            sql = render(query.sql, "duckdb", schemas, date_valid_at(query, at), names)
+            sql = _rendered(session, query.sql, query.sources, date_valid_at(query, at))
             session.execute(f"CREATE TEMP TABLE result AS {sql}")
             _check_one_row_a_key(session, query.keys)
             found = session.sql("SELECT * FROM result LIMIT 0").to_arrow_table().schema
@@ -210,6 +213,15 @@ class LocalEngine:
                 yield session
             finally:
                 session.close()
+
+
+def _rendered(session: Any, sql: str, sources: Collection[Rows], day: date) -> str:
+    """Spark SQL over sources as DuckDB SQL over views of them, which the session has now."""
+    names = {source.name: f"__source_{number}" for number, source in enumerate(sources)}
+    for source in sources:
+        select = Scan(session, source).select(source.schema.names, once=True, opaque=source.schema.names)
+        session.execute(f"CREATE TEMP VIEW {quoted(names[source.name])} AS {select}")
+    return render(sql, "duckdb", {source.name: source.schema for source in sources}, day, names)
 
 
 def _check_one_row_a_key(session: Any, keys: Schema) -> None:
