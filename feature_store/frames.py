@@ -52,10 +52,17 @@ def _from_columns(columns: Mapping[str, Any]) -> pa.Table:
     arrays = {}
     for name, values in columns.items():
         try:
-            arrays[name] = pa.array(values)
+            arrays[name] = pa.array(_without_nat(values))
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
             raise InvalidInputError(f'column "{name}" holds values of different types: {error}') from None
     return pa.table(arrays)
+
+
+def _without_nat(values: Any) -> Any:
+    """A list in which pandas' NaT, which Arrow does not know among datetimes, is null."""
+    if isinstance(values, list) and any(type(value).__name__ == "NaTType" for value in values):
+        return [None if type(value).__name__ == "NaTType" else value for value in values]
+    return values
 
 
 def read_file(path: Path) -> pa.Table:
@@ -114,6 +121,8 @@ def conform(table: pa.Table, schema: Schema, what: str, *, optional: frozenset[s
         InvalidInputError: a column is missing or unknown, or a value does not fit its type; it names the column,
             the row and the value.
     """
+    if not table.num_columns:  # an empty list of rows does not name any
+        return schema.arrow.empty_table()
     for name in table.column_names:
         if name not in schema:
             hint = nearest(name, schema.names) or f"Its columns are {', '.join(schema.names)}"

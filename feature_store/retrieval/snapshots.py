@@ -45,7 +45,8 @@ class Snapshots:
             rows = keys.filter(pa.array(valid == at))
             parts.append(self._match(rows, int(at), names))
         if not parts:
-            return pa.table({**{c.name: pa.nulls(0, c.type.arrow) for c in self._bound.features}, EVENT_TIME: []})
+            none = {c.name: pa.nulls(0, c.type.arrow) for c in self._bound.features}
+            return pa.table({**none, EVENT_TIME: pa.nulls(0, pa.int64())})
         found = pa.concat_tables(parts)
         return found.take(pc.sort_indices(found["__row"])).select([*names, EVENT_TIME])
 

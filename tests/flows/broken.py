@@ -121,7 +121,8 @@ def error_of(err: str) -> str:
     """The line that says what was wrong; nothing but progress, and what Delta's driver says of itself, is beside it."""
     lines = [line for line in err.splitlines() if line and not _PROGRESS.fullmatch(line)]
     begins = next((index for index, line in enumerate(lines) if line.startswith("error: ")), len(lines))
-    assert begins == len(lines) - 1 and (begins == 0 or "tokio" in lines[0]), err
+    assert begins == len(lines) - 1, err
+    assert begins == 0 or "tokio" in lines[0], err
     assert "fault of feature_store" not in err, err
     return lines[-1]
 
