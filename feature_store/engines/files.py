@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import glob
 import os
 from collections.abc import Iterator, Mapping
@@ -95,3 +96,20 @@ def _partitions(root: str, paths: list[str]) -> tuple[str, ...]:
         return ()
     folders = PurePath(os.path.relpath(paths[0], base or ".")).parts[:-1]
     return tuple(part.split("=", 1)[0] for part in folders if "=" in part)
+
+
+def csv_misfit(path: str) -> tuple[int, int, int]:
+    """The first line of a CSV file that has not as many values as its header: (line, values wanted, values found);
+    line 0 where all have, or where it is compressed."""
+    if path.endswith(_COMPRESSIONS):
+        return 0, 0, 0
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
+        lines = csv.reader(file, delimiter="\t" if path.lower().endswith(".tsv") else ",")
+        try:
+            wanted = len(next(lines, []))
+            for values in lines:
+                if values and len(values) != wanted:
+                    return lines.line_num, wanted, len(values)
+        except csv.Error:  # such as a quote that never ends
+            pass
+    return 0, 0, 0

@@ -29,7 +29,7 @@ from feature_store.engines import facts as reading
 from feature_store.engines import windows as events
 from feature_store.engines.asof import latest_as_of, windows_as_of
 from feature_store.engines.facts import Batches, Facts, batches, conform, event_columns, reach
-from feature_store.engines.files import find_files
+from feature_store.engines.files import csv_misfit, find_files
 from feature_store.engines.scans import Scan, listed, quoted, schema_of
 from feature_store.engines.windows import Columns, Events, Ints
 from feature_store.errors import FeatureStoreError, InvalidInputError, Location, SourceError
@@ -41,6 +41,7 @@ from feature_store.storage.online import CREATED, EVENT_TIME, NO_CREATED
 from feature_store.types import Schema, Type
 
 _CSV_LINE = re.compile(r"CSV Error on Line: (\d+)")
+_CSV_SNIFFED = re.compile(r'Error when sniffing file "(.+?)"')
 _CSV_FILE = re.compile(r"^\s*file = (.+)$", re.MULTILINE)
 
 
@@ -279,9 +280,20 @@ def _mapped(name: str, error: type[FeatureStoreError] = SourceError) -> Iterator
             reason = next((part for part in what if part.startswith(("Error when", "Expected"))), what[-1])
             hint = "Correct the line, or declare the column's type in the source"
             raise error(f"{name}: {reason}", location=Location(file[1].strip(), int(line[1])), hint=hint) from raised
+        if sniffed := _CSV_SNIFFED.search(message):
+            raise _odd_line(name, sniffed[1], error) from raised
         raise error(f"{name} cannot be read: {what[0] if what else message}", hint=_hint(raised)) from raised
     except (OSError, pa.ArrowException) as raised:
         raise error(f"{name} cannot be read: {str(raised).splitlines()[0]}") from raised
+
+
+def _odd_line(name: str, path: str, error: type[FeatureStoreError]) -> FeatureStoreError:
+    """What to say of a CSV file that DuckDB makes no sense of: the first line that has not as many values as the
+    header, where that is what is wrong."""
+    line, wanted, found = csv_misfit(path)
+    hint = "Correct the line: a value with a comma in it needs quotes" if line else "Correct it, or write it anew"
+    what = f"{found} values in a line, where the header has {wanted}" if line else f"{path} is not a CSV file"
+    return error(f"{name} cannot be read: {what}", location=Location(path, line), hint=hint)
 
 
 def _hint(raised: duckdb.Error) -> str | None:

@@ -99,7 +99,7 @@ class Part:
         first = next(iter(self.files.fingerprints))
         declared = listed(f"{text(name)}: {text(type_.duckdb)}" for name, type_ in types.items())
         return (
-            f"read_csv([{listed(map(text, self.files.fingerprints))}], union_by_name = true, header = true, "
+            f"read_csv([{listed(map(text, self.files.fingerprints))}], union_by_name = true, header = true, skip = 0, "
             f"delim = '{chr(9) if '.tsv' in first.lower() else ','}', quote = '\"', escape = '\"', "
             f"dateformat = '%Y-%m-%d'{self._hive()}{f', types = {{{declared}}}' if declared else ''})"
         )

@@ -171,6 +171,22 @@ def test_a_column_that_changes_its_type(
     both_ways(store, SourceError, 'source "', message, "run fs apply", views=views)
 
 
+def test_a_bad_row_far_down_in_a_csv_file_is_named(tmp_path: Path) -> None:
+    root = make(tmp_path / "repo", definitions=DEFINITIONS.replace("data/events", "data/events.csv"))
+    path = root / "data" / "events.csv"
+    line = "1,2024-03-01T12:00:00Z,2024-03-01T13:00:00Z,1.5,a\n"
+    path.write_text("user_id,at,seen_at,price,kind\n" + line * 50_000)
+    store = FeatureStore(root)
+    store.apply()
+    for wrong, what in (("2,noon,2024-03-01T13:00:00Z,1.5,a\n", "noon"), (line.replace("a", "a,b"), "Columns")):
+        path.write_text("user_id,at,seen_at,price,kind\n" + line * 45_000 + wrong + line * 5_000)
+        with pytest.raises(SourceError) as caught:
+            store.materialize(NOON - timedelta(days=1), NOON + timedelta(days=1), ["latest"])
+        assert what in str(caught.value)
+        assert f"{path}:45002" in str(caught.value)
+    store.close()
+
+
 def test_no_file_no_rows(store: FeatureStore) -> None:
     """An empty folder, a file without a byte, a file of no rows: no features, no error."""
     path = store.root / "data" / "events" / "events.parquet"
@@ -236,7 +252,7 @@ def test_a_bad_row_in_a_csv_file_is_named(tmp_path: Path) -> None:
         ("2,2024-03-01T12:00:00Z,2024-03-01T13:00:00Z,cheap,a\n", "cheap"),
         ("two,2024-03-01T12:00:00Z,2024-03-01T13:00:00Z,1.5,a\n", "two"),
         ("2,yesterday,2024-03-01T13:00:00Z,1.5,a\n", "yesterday"),
-        ("2,2024-03-01T12:00:00Z,2024-03-01T13:00:00Z,1.5,a,b,c\n", "xpected Number of Columns"),
+        ("2,2024-03-01T12:00:00Z,2024-03-01T13:00:00Z,1.5,a,b,c\n", "7 values in a line, where the header has 5"),
     ):
         path.write_text(head + head.splitlines()[1] + "\n" + line)
         both_ways(store, SourceError, what, f"{path}:4", views=["latest", "moving"])
@@ -333,13 +349,14 @@ def test_unknown_features(store: FeatureStore, reference: str, message: str) -> 
 
 def test_no_entity_rows_give_no_rows_of_the_right_types(store: FeatureStore) -> None:
     empty = pa.table({"user_id": pa.array([], pa.int64()), "event_timestamp": pa.array([], INSTANTS)})
-    for entities in (empty, empty.to_pandas(), {"user_id": [], "event_timestamp": []}):
+    several: list[Any] = [empty, empty.to_pandas(), {"user_id": [], "event_timestamp": []}]
+    for entities in several:
         found = store.get_historical_features(entities, VIEWS, statuses=True).to_arrow()
         assert found.num_rows == 0
         assert found.schema.field("price").type == pa.float64()
         assert found.schema.field("n").type == pa.int64()
         assert found.schema.field("n__status").type == pa.string()
-    assert store.get_online_features(VIEWS, []).to_dict().get("price", []) == []
+    assert store.get_online_features(VIEWS, {"user_id": []}).to_dict()["price"] == []
 
 
 def test_entity_rows_keep_their_order_duplicates_and_columns(store: FeatureStore) -> None:
