@@ -133,14 +133,19 @@ class _Retrieval:
         times = at.to_numpy(zero_copy_only=False)
         seen = pc.fill_null(found[EVENT_TIME], MISSING).to_numpy() if not isinstance(relation, Windows) else times
         ttl = relation.ttl if isinstance(relation, LatestRow) else None
+        of_rows = statuses(seen, times, ttl, np.zeros(len(times), np.bool_))
+        visible = pa.array(of_rows == Status.PRESENT)
+        # A row that is not there has no values to hide: only one that is too old has.
+        hides = bool(((of_rows != Status.PRESENT) & (seen != MISSING)).any())
         for name in names:
             ref, values = FeatureRef(bound.name, name), found[name]
-            status = statuses(seen, times, ttl, pc.is_null(values).to_numpy())
-            visible = status == Status.PRESENT
-            if not visible.all():
-                default = _scalar(bound.defaults.get(name), bound.features.get(name))
-                values = pc.if_else(pa.array(visible), values, default)
-            self._values[ref], self._statuses[ref] = values, status
+            if self._query.statuses:
+                self._statuses[ref] = statuses(seen, times, ttl, pc.is_null(values).to_numpy())
+            if hides:
+                values = pc.if_else(visible, values, pa.scalar(None, values.type))
+            if (default := bound.defaults.get(name)) is not None:
+                values = pc.if_else(pc.is_valid(values), values, _scalar(default, bound.features.get(name)))
+            self._values[ref] = values
 
     def _compute(self, bound: BoundOnDemand, entities: pa.Table) -> None:
         """The features of an on-demand view, after those it needs."""
