@@ -28,7 +28,7 @@ DAYS = 6
 """Snapshots of the query to take."""
 
 RUNS = (
-    ("materialize", START, END, "-v", "a_latest", "-v", "b_moving", "-v", "c_daily"),
+    ("materialize", START, END, "-v", "c_daily", "-v", "b_moving", "-v", "a_latest"),
     ("materialize", "2024-04-14T12:34:56Z", END, "-v", "d_queried"),
 )
 """All views: an explicit run of the query from START on would take a snapshot for each of 474 days."""

@@ -51,7 +51,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FeatureSto
 
 
 def moments(store: FeatureStore, seed: int) -> list[tuple[tuple[str, ...], str, Callable[[], bool]]]:
-    """Runs, and points to kill them at: in each kind of view, somewhere in the midst of its writes."""
+    """Runs, and points to kill them at: in each kind of view, somewhere in the midst of its writes, with more to come."""
     chance = random.Random(seed)
     views = store.catalog.views
     latest, moving, daily, queried = (views[name] for name in ("a_latest", "b_moving", "c_daily", "d_queried"))
@@ -68,9 +68,9 @@ def moments(store: FeatureStore, seed: int) -> list[tuple[tuple[str, ...], str, 
         return any(batch.num_rows for batch in store.online_store.scan(table))
 
     return [
-        (RUNS[0], f"{chunks} chunks of rows", lambda: done() >= chunks),
-        (RUNS[0], f"tiles of {hop}", lambda: begun(tile_table(moving, hop))),
         (RUNS[0], "a snapshot of windows", lambda: begun(snapshot_table(daily))),
+        (RUNS[0], f"tiles of {hop}", lambda: begun(tile_table(moving, hop))),
+        (RUNS[0], f"{chunks} chunks of rows", lambda: done() >= chunks),
         (RUNS[1], f"{snapshots} snapshots of a query", lambda: kept() >= snapshots),
     ]  # fmt: skip
 
