@@ -51,7 +51,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FeatureSto
 
 
 def moments(store: FeatureStore, seed: int) -> list[tuple[tuple[str, ...], str, Callable[[], bool]]]:
-    """Runs, and points to kill them at: in each kind of view, somewhere in the midst of its writes, with more to come."""
+    """Runs, and points to kill them at: in each kind of view, amid its writes, with more to come."""
     chance = random.Random(seed)
     views = store.catalog.views
     latest, moving, daily, queried = (views[name] for name in ("a_latest", "b_moving", "c_daily", "d_queried"))
