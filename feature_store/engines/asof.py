@@ -7,6 +7,7 @@ are read once as events in order of key and time, and answered by `engines.windo
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from feature_store.expressions.relations import LatestRow, Window, Windows
 from feature_store.expressions.schedules import boundary_array
 from feature_store.storage.online import EVENT_TIME, NO_CREATED
 from feature_store.types import Schema
+
+_TAKERS = 4
 
 
 def latest_as_of(
@@ -44,10 +47,14 @@ def latest_as_of(
     using = listed([facts.keys, *identity])
     where = session.sql(f"SELECT __pos, __w FROM matched JOIN winners USING ({using})").to_arrow_table()
     index = _index(spine.num_rows, rows["__w"].to_numpy(), where["__pos"].to_numpy(), where["__w"].to_numpy())
-    out = {}
-    for name, n in chosen.items():
-        out[name] = conform(rows[facts.short_values[n]].combine_chunks().take(index), relation.values[n].type)
-    out[EVENT_TIME] = rows[TIME].combine_chunks().take(index)
+
+    def taken(column: str) -> Any:
+        return rows[column].combine_chunks().take(index)
+
+    with ThreadPoolExecutor(_TAKERS) as pool:  # Arrow takes on one core
+        found = pool.map(taken, [TIME, *(facts.short_values[n] for n in chosen.values())])
+        out = {EVENT_TIME: next(found)}
+        out |= {name: conform(next(found), relation.values[n].type) for name, n in chosen.items()}
     return _ordered(out, names, hidden if as_known else None)
 
 
