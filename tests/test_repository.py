@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -289,3 +290,14 @@ def test_a_definition_error_is_not_hidden_by_later_reads(tmp_path: Path) -> None
     for _ in range(2):
         with pytest.raises(DefinitionError, match='unknown key "nam"'):
             _ = repo.locations
+
+
+def test_a_script_that_reads_the_repository_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "feature_store.yaml").write_text("project: p\n")
+    (tmp_path / "train.py").write_text(
+        'from feature_store import FeatureStore\nstore = FeatureStore(".")\nstore.repository.definitions\n'
+    )
+    script = f"import os; os.chdir({str(tmp_path)!r}); from feature_store import FeatureStore; FeatureStore('.').plan()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert "reads the repository while it is being read" in done.stderr
+    assert "train.py:3" in done.stderr

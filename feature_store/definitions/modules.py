@@ -19,7 +19,9 @@ from feature_store.definitions.places import Path as Steps
 from feature_store.definitions.places import Place
 from feature_store.errors import DefinitionError, FeatureStoreError, Location
 
-_LOCK = threading.Lock()
+_LOCK = threading.RLock()
+_READING: list[Path] = []
+"""The repository that is being read, under the lock: its files run, and must not read it again."""
 
 
 def load_modules(root: Path, paths: Sequence[Path]) -> list[Located]:
@@ -29,7 +31,7 @@ def load_modules(root: Path, paths: Sequence[Path]) -> list[Located]:
     `DefinitionError`, with the line of the user's code, for whatever goes wrong in it.
     """
     found: dict[int, tuple[bool, Located]] = {}
-    with _LOCK, _importable(root):
+    with _LOCK, _reading(root), _importable(root):
         for path in paths:
             file = path.relative_to(root).as_posix()
             tree = _parse(path, file)
@@ -39,6 +41,20 @@ def load_modules(root: Path, paths: Sequence[Path]) -> list[Located]:
                 if known is None or (known[0] and name not in imported):
                     found[id(definition)] = (name in imported, (definition, _place(tree, name, definition, file)))
     return [located for _, located in found.values()]
+
+
+@contextmanager
+def _reading(root: Path) -> Iterator[None]:
+    if _READING:
+        raise DefinitionError(
+            "this file reads the repository while it is being read",
+            hint='Put it under if __name__ == "__main__":, or list the file in .featureignore',
+        )
+    _READING.append(root)
+    try:
+        yield
+    finally:
+        _READING.pop()
 
 
 @contextmanager

@@ -145,7 +145,9 @@ class Part:
         index = self.arrow.get_field_index(name)
         if index < 0 or pa.types.is_null(self.arrow.field(index).type):
             return "CAST(NULL AS BIGINT)"
-        return f"epoch_us({quoted(name)})"
+        # DuckDB's epoch_us takes no instants in nanoseconds, which pandas writes.
+        instants = _is_nanoseconds(self.arrow.field(index).type) and self.arrow.field(index).type.tz is not None
+        return f"epoch_us(CAST({quoted(name)} AS TIMESTAMPTZ))" if instants else f"epoch_us({quoted(name)})"
 
     def _hint(self, name: str) -> str:
         return nearest(name, self.arrow.names) or f"It has {', '.join(self.arrow.names)}"
@@ -156,13 +158,18 @@ class Part:
         assert name is not None
         type_ = self.arrow.field(name).type if name in self.arrow.names else None
         aware = type_ is None or not pa.types.is_timestamp(type_) or type_.tz is not None
-        limit = _NANOSECOND_LIMIT if type_ == pa.timestamp("ns") else None
+        limit = _NANOSECOND_LIMIT if _is_nanoseconds(type_) else None
+        cast = "::TIMESTAMPTZ_NS" if limit is not None and aware else ""
         terms = [f"{quoted(name)} IS NOT NULL"]
         for sign, bound in ((">=", since), ("<", until)):
             if bound is not None:
                 at = bound if limit is None else max(-limit, min(bound, limit))
-                terms.append(f"{quoted(name)} {sign} make_timestamp{'tz' if aware else ''}({at}::BIGINT)")
+                terms.append(f"{quoted(name)} {sign} make_timestamp{'tz' if aware else ''}({at}::BIGINT){cast}")
         return " AND ".join(terms)
+
+
+def _is_nanoseconds(type_: pa.DataType | None) -> bool:
+    return type_ is not None and bool(pa.types.is_timestamp(type_)) and type_.unit == "ns"
 
 
 class Scan:

@@ -474,6 +474,8 @@ def test_an_event_time_that_is_no_time(engine: LocalEngine, tmp_path: Path) -> N
     ("type_", "value"),
     [
         (pa.timestamp("ns"), datetime(2026, 1, 1)),
+        (pa.timestamp("ns", "UTC"), datetime(2026, 1, 1, tzinfo=UTC)),
+        (pa.timestamp("ns", "Asia/Tokyo"), datetime(2026, 1, 1, tzinfo=UTC)),
         (pa.timestamp("ms"), datetime(2026, 1, 1)),
         (pa.timestamp("us", "Asia/Tokyo"), datetime(2026, 1, 1, tzinfo=UTC)),
         (pa.date32(), date(2026, 1, 1)),
@@ -481,8 +483,14 @@ def test_an_event_time_that_is_no_time(engine: LocalEngine, tmp_path: Path) -> N
 )
 def test_any_time_type_is_an_instant(engine: LocalEngine, tmp_path: Path, type_: pa.DataType, value: Any) -> None:
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"user_id": [1], "at": pa.array([value], type_), "price": [1.0]}), path)
-    assert prices_of(engine, source(path, created=None)) == [(1, 1.0, moment("2026-01-01"))]
+    stamps = pa.array([value], type_)
+    pq.write_table(pa.table({"user_id": [1], "at": stamps, "created": stamps, "price": [1.0], "note": ["a"]}), path)
+    at = moment("2026-01-01")
+    assert prices_of(engine, source(path, created=None)) == [(1, 1.0, at)]
+    for rows in (source(path), source(path, unique=("user_id",))):
+        assert list(engine.latest(latest(rows, "price"), at, at + 1).read_all()["price"].to_pylist()) == [1.0]
+        found = engine.as_of(counts(rows), spine((1, at + 1)), ["n"], as_known=True)
+        assert found["n"].to_pylist() == [1]
 
 
 # Queries and computed columns
