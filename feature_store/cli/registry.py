@@ -22,7 +22,10 @@ KINDS = {
 }
 """Each kind, and what else people call it."""
 
-_COLUMNS = ("kind", "name", "version", "entities", "source", "features", "owner", "tags", "description")
+_COLUMNS = ("kind", "name", "version", "entities", "features")
+"""What a line of `fs list` shows; `fs describe` and --json have the rest."""
+
+_WIDEST_FEATURES = 24
 
 
 @command("list")
@@ -32,7 +35,7 @@ def list(invocation: Invocation, output: Output, kind: str | None) -> None:  # n
     """List what is applied, all of it or one kind."""
     asked = _kind(kind) if kind else None
     found = invocation.store.list(asked)
-    shown = [{**item, "features": _feature_names(item)} for item in found]
+    shown = [{**item, "features": _shortened(_feature_names(item))} for item in found]
     used = [column for column in _COLUMNS if column == "name" or any(row.get(column) for row in shown)]
     output.rows(found, used, shown, empty=f"Nothing{f' of kind {kind}' if kind else ''} is applied. Run: fs apply")
 
@@ -71,6 +74,11 @@ def _kind(text: str) -> str:
 def _feature_names(item: Mapping[str, Any]) -> Any:
     features = item.get("features") or item.get("aggregations") or ()
     return [feature if isinstance(feature, str) else _name(feature) for feature in features]
+
+
+def _shortened(names: Any) -> str:
+    text = ", ".join(names)
+    return text if len(text) <= _WIDEST_FEATURES else f"{text[: _WIDEST_FEATURES - 1]}…"
 
 
 def _name(feature: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import uvicorn
 
+from feature_store.errors import UsageError
 from feature_store.serving.app import Service, create_app
 from feature_store.serving.exchange import AccessLog
 from feature_store.store import FeatureStore
@@ -34,6 +36,7 @@ def serve(
     """Serve until SIGINT or SIGTERM. A wrong repository fails here, before any worker starts."""
     store = FeatureStore(repo_path, settings_file)
     store.online_store.close()  # unknown schemes and missing drivers; nothing connects yet
+    _check_free(host, port)
     _end_quietly()
     with tempfile.TemporaryDirectory(prefix="feature-store-metrics-") as folder:
         os.environ |= {
@@ -54,6 +57,19 @@ def serve(
             timeout_keep_alive=75,
             timeout_graceful_shutdown=_GRACE,
         )
+
+
+def _check_free(host: str, port: int) -> None:
+    """`UsageError` where the service cannot listen."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise UsageError(
+                f"cannot listen at {host}:{port}: {error.strerror}", hint="Choose another with --host and --port"
+            ) from None
 
 
 def _end_quietly() -> None:
