@@ -20,6 +20,12 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _SQLITE = re.compile(r"(?P<scheme>sqlite(?:\+\w+)?:///)(?P<file>[^?/][^?]*)(?P<query>\?.*)?")
 _PROJECT = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
 
+_EXAMPLES = {
+    "registry": "sqlite:///data/registry.db",
+    "offline_store": "data/offline",
+    "online_store": "redis://localhost:6379/0",
+}
+
 _KeyPath = tuple[str | int, ...]
 
 
@@ -201,6 +207,12 @@ def _settings_error(error: ValidationError, lines: Mapping[_KeyPath, int], file:
         return SettingsError(f'there is no setting "{name}"', location=location, hint=hint)
     if first["type"] == "missing":
         return SettingsError(f'the setting "{name}" is missing', location=location, hint=f"Add {name}: to the file")
+    if first["type"] == "string_type" and name in _EXAMPLES:
+        return SettingsError(
+            f"{name} is one text, not {first['input']!r}",
+            location=location,
+            hint=f"Write for example {name}: {_EXAMPLES[name]}",
+        )
     what = first["msg"].removeprefix("Value error, ")
     got = "" if first["type"] == "value_error" else f", not {first['input']!r}"
     return SettingsError(f"{name}: {what}{got}", location=location)

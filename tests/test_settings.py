@@ -106,3 +106,10 @@ def test_resolve_location() -> None:
     assert resolve_location("data/x", Path("/r")) == "/r/data/x"
     assert resolve_location("/data/x", Path("/r")) == "/data/x"
     assert resolve_location("hdfs://h/x", Path("/r")) == "hdfs://h/x"
+
+
+def test_a_store_written_as_in_feast_is_told_how_it_is_written_here(tmp_path: Path) -> None:
+    file = tmp_path / "feature_store.yaml"
+    file.write_text("project: ads\nonline_store: {type: redis}\n")
+    with pytest.raises(SettingsError, match=r"Write for example online_store: redis://localhost:6379/0 .*:2\)"):
+        load_settings(file)
