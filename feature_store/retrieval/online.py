@@ -22,9 +22,9 @@ from feature_store.expressions.scalars import compile_rows
 from feature_store.expressions.visibility import Status
 from feature_store.retrieval.lookups import Columns, Feature, Lookup, lookup
 from feature_store.retrieval.response import Cells, OnlineResponse
-from feature_store.retrieval.values import read_column
 from feature_store.storage.online import Key, OnlineStore, Row, Table
 from feature_store.types import Schema, Type
+from feature_store.values import read_column
 
 Features = str | FeatureService | Sequence[str | FeatureRef | Definition]
 """A service by name, a service, or references."""

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from feature_store.expressions.instants import SECOND
 from feature_store.expressions.visibility import Status
-from feature_store.retrieval.values import EARLIEST, LATEST
 from feature_store.types import Type
+from feature_store.values import EARLIEST, LATEST
 
 STATUS_SUFFIX, TIME_SUFFIX = "__status", "__ts"
 

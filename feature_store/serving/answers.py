@@ -19,7 +19,7 @@ import pyarrow as pa
 from feature_store.expressions.visibility import Status
 from feature_store.retrieval.online import OnlinePlan
 from feature_store.retrieval.response import OnlineResponse, Statuses, Times
-from feature_store.retrieval.values import EARLIEST, LATEST, json_writer
+from feature_store.values import EARLIEST, LATEST, json_writer
 
 JSON = b"application/json"
 ARROW = b"application/vnd.apache.arrow.stream"

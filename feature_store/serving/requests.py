@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feature_store.errors import InvalidInputError
 from feature_store.expressions.instants import to_datetime
-from feature_store.retrieval.values import read_column, read_value
 from feature_store.types import TIMESTAMP, Schema
+from feature_store.values import read_column, read_value
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_store.errors import InvalidInputError
-from feature_store.retrieval.values import json_writer, read_column
 from feature_store.types import BOOL, BYTES, DATE, FLOAT32, FLOAT64, INT32, INT64, STRING, TIMESTAMP, Type
+from feature_store.values import json_writer, read_column
 
 NEW_YEAR = 1_767_225_600
 PRICE = Type.parse("DECIMAL(5,2)")
