@@ -1,4 +1,6 @@
-"""Values at the edge: what callers send becomes raw row values of a type, and back to JSON.
+"""Values at the edge: what people write and send becomes raw row values of a type, and back to JSON.
+
+One table reads defaults in definitions, columns of requests and pushed rows alike.
 
 Raw row values: TIMESTAMP is int microseconds, DATE int days since the epoch, the rest as Python has them.
 JSON (and Python callers alike) write TIMESTAMP as seconds since the epoch or ISO 8601, DATE as ISO 8601, BYTES as
@@ -11,21 +13,24 @@ import base64
 import binascii
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, Inexact, InvalidOperation
 from numbers import Integral, Real
 from operator import index
 from typing import Any
 
 from feature_store.errors import InvalidInputError
-from feature_store.expressions.instants import SECOND, instant, to_datetime
+from feature_store.expressions.instants import DAY, SECOND, instant, to_datetime, to_iso
 from feature_store.types import Type
 
 EARLIEST, LATEST = -62_135_596_800 * SECOND, 253_402_300_800 * SECOND - 1
 """The instants that a date and time of the years 1 to 9999 can write."""
 
 _EPOCH = date(1970, 1, 1)
+_FIRST_DAY, _LAST_DAY = EARLIEST // DAY, LATEST // DAY
+_EXACT = Context(prec=38, traps=[InvalidOperation, Inexact])
+"""As many digits as a DECIMAL has at most. The thread's own context may have fewer, and rounds."""
 _NONE = frozenset({type(None)})
 _NATIVE: dict[str, type] = {
     "INT32": int, "INT64": int, "FLOAT32": float, "FLOAT64": float, "STRING": str, "BYTES": bytes, "BOOL": bool,
@@ -34,17 +39,17 @@ _RANGES = {"INT32": (-(2**31), 2**31 - 1), "INT64": (-(2**63), 2**63 - 1)}
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _NULLS = ("NaTType", "NAType")
 _HOW = {
-    "INT32": "Send a JSON integer from -2147483648 to 2147483647",
-    "INT64": "Send a JSON integer of 64 bits, not a string, a bool or a fraction",
-    "FLOAT32": 'Send a JSON number, or "NaN", "Infinity", "-Infinity"',
-    "FLOAT64": 'Send a JSON number, or "NaN", "Infinity", "-Infinity"',
-    "STRING": "Send a string",
-    "BYTES": "Send a base64 string",
-    "BOOL": "Send true or false",
-    "TIMESTAMP": "Send seconds since the epoch, or ISO 8601, for example 2026-11-23T12:00:00Z",
-    "DATE": "Send ISO 8601, for example 2026-11-23",
-    "DECIMAL": 'Send a string, for example "12.50", with no more digits than the type has',
-    "ARRAY": "Send a list",
+    "INT32": "Give an integer from -2147483648 to 2147483647",
+    "INT64": "Give an integer of 64 bits, not a string, a bool or a fraction",
+    "FLOAT32": 'Give a number, or "NaN", "Infinity", "-Infinity"',
+    "FLOAT64": 'Give a number, or "NaN", "Infinity", "-Infinity"',
+    "STRING": "Give a string, in quotes",
+    "BYTES": "Give a base64 string",
+    "BOOL": "Give true or false",
+    "TIMESTAMP": "Give seconds since the epoch, or ISO 8601, for example 2026-11-23T12:00:00Z",
+    "DATE": "Give ISO 8601, for example 2026-11-23",
+    "DECIMAL": 'Give a string, for example "12.50", with no more digits than the type has',
+    "ARRAY": "Give a list",
 }
 
 
@@ -58,13 +63,11 @@ def read_column(name: str, type_: Type, values: Sequence[Any]) -> Sequence[Any]:
     if native is not None and {native}.issuperset(map(type, values)) and _fits(kind, values):
         return values
     out = []
-    for row, value in enumerate(values):
-        try:
+    try:
+        for value in values:  # how many are read by then says which one is wrong
             out.append(read_value(type_, value))
-        except (ValueError, TypeError, OverflowError, InvalidInputError):
-            raise InvalidInputError(
-                f'column "{name}", row {row}: {_shown(value)} is not {_article(type_)}', hint=_HOW[kind]
-            ) from None
+    except InvalidInputError as error:
+        raise InvalidInputError(f'column "{name}", row {len(out)}: {error.message}', hint=error.hint) from None
     return out
 
 
@@ -81,15 +84,21 @@ def _fits(kind: str, values: Sequence[Any]) -> bool:
 
 
 def read_value(type_: Type, value: Any) -> Any:
-    """One value as a raw row value; `ValueError`, `TypeError` or `InvalidInputError` if it is not of the type."""
+    """One value as a raw row value; None stays None. `InvalidInputError` if it is not of the type."""
+    try:
+        return _read(type_, value)
+    except (ValueError, TypeError, ArithmeticError, InvalidInputError):
+        raise InvalidInputError(f"{_shown(value)} is not {_article(type_)}", hint=_HOW[type_.kind]) from None
+
+
+def _read(type_: Type, value: Any) -> Any:
     if value is None or type(value).__name__ in _NULLS:
         return None
-    if type_.kind == "ARRAY":
-        if isinstance(value, (str, bytes, dict)):
-            raise TypeError
-        assert type_.item is not None
-        return [read_value(type_.item, item) for item in value]
-    return _READERS[type_.kind](type_, value)
+    if type_.item is None:
+        return _READERS[type_.kind](type_, value)
+    if isinstance(value, (str, bytes, Mapping)):
+        raise TypeError
+    return [_read(type_.item, item) for item in value]
 
 
 def _read_integer(type_: Type, value: Any) -> int:
@@ -108,10 +117,13 @@ def _read_float(type_: Type, value: Any) -> float:
     if isinstance(value, (bool, str)) or not isinstance(value, Real):
         raise TypeError
     number = float(value)
-    if type_.kind == "FLOAT32":
-        rounded: float = struct.unpack("<f", struct.pack("<f", number))[0]
-        return rounded
-    return number
+    return _float32(number) if type_.kind == "FLOAT32" else number
+
+
+def _float32(number: float) -> float:
+    """The nearest number of 32 bits; `OverflowError` beyond them."""
+    rounded: float = struct.unpack("<f", struct.pack("<f", number))[0]
+    return rounded
 
 
 def _read_string(type_: Type, value: Any) -> str:
@@ -165,16 +177,17 @@ def _read_date(type_: Type, value: Any) -> int:
 
 
 def _read_decimal(type_: Type, value: Any) -> Decimal:
-    if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
+    if isinstance(value, bool) or not isinstance(value, (str, float, Integral, Decimal)):
         raise TypeError
-    try:
-        number = Decimal(repr(value) if isinstance(value, float) else value)
-        fitted = number.quantize(Decimal(1).scaleb(-type_.scale)) if number.is_finite() else None
-    except InvalidOperation:
-        raise ValueError from None
-    if fitted is None or fitted != number or len(fitted.as_tuple().digits) > type_.precision:
+    if isinstance(value, Integral):
+        value = index(value)
+    number = Decimal(repr(float(value)) if isinstance(value, float) else value)
+    if not number.is_finite():
         raise ValueError
-    return fitted
+    fitted = _EXACT.quantize(number, Decimal(1).scaleb(-type_.scale))
+    if len(fitted.as_tuple().digits) > type_.precision:
+        raise ValueError
+    return _EXACT.plus(fitted)  # there is no -0.00 in SQL
 
 
 _READERS: dict[str, Callable[[Type, Any], Any]] = {
@@ -198,6 +211,32 @@ def _article(type_: Type) -> str:
 def _shown(value: Any) -> str:
     text = f'"{value}"'.encode(errors="replace").decode() if isinstance(value, str) else repr(value)
     return text if len(text) <= 80 else f"{text[:76]}..."
+
+
+def json_value(type_: Type, value: Any) -> Any:
+    """A raw row value as definitions hold it in YAML and JSON: `read_value` gives it back."""
+    if value is None:
+        return None
+    if type_.item is not None:
+        return [json_value(type_.item, item) for item in value]
+    if type_.kind == "TIMESTAMP":
+        return to_iso(value)
+    if type_.kind == "FLOAT32":
+        return _json_float(_shortest(value))
+    return _json_float(value) if type_.is_float else _TO_JSON.get(type_.kind, _same)(value)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _shortest(value: float) -> float:
+    """The number of fewest digits that rounds to this one of 32 bits: 0.1 for 0.10000000149011612."""
+    for digits in range(6, 10):
+        short = float(f"{value:.{digits}g}")
+        if _float32(short) == value:
+            return short
+    return value
 
 
 def json_writer(type_: Type, iso: bool = False) -> Callable[[Sequence[Any]], Sequence[Any]] | None:
@@ -251,7 +290,10 @@ def _json_bytes(value: bytes) -> str:
     return base64.b64encode(value).decode("ascii")
 
 
-def _json_date(days: int) -> str:
+def _json_date(days: int) -> str | None:
+    """ISO 8601; a day outside the years 1 to 9999 has no text."""
+    if not _FIRST_DAY <= days <= _LAST_DAY:
+        return None
     return (_EPOCH + timedelta(days=days)).isoformat()
 
 

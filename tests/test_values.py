@@ -41,6 +41,12 @@ PRICE = Type.parse("DECIMAL(5,2)")
         ),
         (DATE, ["1970-01-03", date(1970, 1, 1)], [2, 0]),
         (Type.parse("DECIMAL(5,2)"), ["1.5", 2, 2.25], [Decimal("1.50"), Decimal("2.00"), Decimal("2.25")]),
+        (PRICE, [np.float64(2.25), np.int64(2), "-0.00"], [Decimal("2.25"), Decimal("2.00"), Decimal("0.00")]),
+        (
+            Type.parse("DECIMAL(38,2)"),
+            ["123456789012345678901234567890123456.78", -(10**35)],
+            [Decimal("123456789012345678901234567890123456.78"), Decimal(f"-1{'0' * 35}.00")],
+        ),
         (Type.parse("ARRAY<INT64>"), [[1, None], [], None], [[1, None], [], None]),
     ],
 )
@@ -58,7 +64,8 @@ def test_reads(type_: Type, given_: list[Any], read: list[Any]) -> None:
         (BYTES, 1),
         (TIMESTAMP, 1.7e15), (TIMESTAMP, math.nan), (TIMESTAMP, math.inf), (TIMESTAMP, "yesterday"), (TIMESTAMP, True),
         (TIMESTAMP, "0001-01-01T00:00:00+14:00"), (DATE, "2026-13-01"), (DATE, 3),
-        (PRICE, "1.555"), (PRICE, "12345"), (PRICE, "NaN"), (PRICE, True), (PRICE, []),
+        (PRICE, "1.555"), (PRICE, "12345"), (PRICE, "NaN"), (PRICE, True), (PRICE, []), (PRICE, "x"),
+        (PRICE, "1e999999999"), (PRICE, "1e-999999999"), (Type.parse("DECIMAL(38,0)"), "1" * 39),
         (Type.parse("ARRAY<INT64>"), 1), (Type.parse("ARRAY<INT64>"), "12"), (Type.parse("ARRAY<INT64>"), ["1"]),
     ],
 )  # fmt: skip
@@ -82,6 +89,7 @@ def test_what_is_right_is_not_copied() -> None:
         (FLOAT64, [1.5, None, math.nan, math.inf, -math.inf], [1.5, None, "NaN", "Infinity", "-Infinity"]),
         (TIMESTAMP, [1_999_999, -1, None], [1, -1, None]),
         (DATE, [0, None, -1], ["1970-01-01", None, "1969-12-31"]),
+        (DATE, [-719_162, 2_932_896, -719_163, 2**31 - 1], ["0001-01-01", "9999-12-31", None, None]),
         (BYTES, [b"\x00\xff"], [base64.b64encode(b"\x00\xff").decode()]),
         (Type.parse("DECIMAL(20,2)"), [Decimal("1E+3"), Decimal("0.10")], ["1000", "0.10"]),
         (Type.parse("ARRAY<TIMESTAMP>"), [[1_000_000, None], None], [[1, None], None]),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from feature_store.expressions.instants import SECOND
+from feature_store.expressions.instants import DAY, SECOND
 from feature_store.expressions.visibility import Status
 from feature_store.types import Type
 from feature_store.values import EARLIEST, LATEST
@@ -93,7 +93,7 @@ def to_python(type_: Type, value: Any) -> Any:
         return value
     if type_.kind == "TIMESTAMP":
         return _EPOCH + timedelta(microseconds=value) if EARLIEST <= value <= LATEST else value
-    return _EPOCH.date() + timedelta(days=value)
+    return _EPOCH.date() + timedelta(days=value) if EARLIEST <= value * DAY <= LATEST else value
 
 
 def _arrow_column(type_: Type | None, values: Sequence[Any]) -> pa.Array:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from feature_store.definitions.defaults import plain_default, raw_default
 from feature_store.errors import DefinitionError
-from feature_store.types import Type
+from feature_store.types import FLOAT32, Type, array
 from tests.strategies import types, values
 
 
@@ -47,7 +47,9 @@ def test_there_and_back(case: tuple[Type, Any]) -> None:
             Decimal("123456789012345678901234567890123456.78"),
         ),
         ("DECIMAL(4,2)", "1.5", Decimal("1.50")),
-        ("ARRAY<INT64>", [1, 2], [1, 2]),
+        ("ARRAY<INT64>", [1, None], [1, None]),
+        ("TIMESTAMP", 1.5, 1_500_000),
+        ("FLOAT32", 0.1, 0.10000000149011612),
     ],
 )
 def testvalues(type_: str, value: Any, raw: Any) -> None:
@@ -68,7 +70,6 @@ def testvalues(type_: str, value: Any, raw: Any) -> None:
         ("STRING", 1),
         ("BYTES", "not base64!"),
         ("BOOL", 0),
-        ("TIMESTAMP", 0),
         ("TIMESTAMP", "yesterday"),
         ("DATE", "2026-13-01"),
         ("DATE", datetime(2026, 1, 1)),
@@ -76,9 +77,18 @@ def testvalues(type_: str, value: Any, raw: Any) -> None:
         ("DECIMAL(4,2)", "1.555"),
         ("DECIMAL(4,2)", "NaN"),
         ("ARRAY<INT64>", 1),
-        ("ARRAY<INT64>", [1, None]),
     ],
 )
 def test_what_a_type_does_not_hold(type_: str, value: Any) -> None:
     with pytest.raises(DefinitionError, match=r"^default .* is not an? "):
         raw_default(value, Type.parse(type_))
+
+
+def test_a_short_float_stays_short() -> None:
+    assert plain_default(raw_default(0.1, FLOAT32), FLOAT32) == 0.1
+    assert plain_default(raw_default([0.1, None, "NaN"], array(FLOAT32)), array(FLOAT32)) == [0.1, None, "NaN"]
+
+
+@given(st.floats(width=32, allow_nan=False))
+def test_every_float_of_32_bits_comes_back(value: float) -> None:
+    assert repr(raw_default(plain_default(value, FLOAT32), FLOAT32)) == repr(value)
