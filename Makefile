@@ -8,7 +8,7 @@ TESTS ?= tests
 
 .PHONY: help
 help: ## show this
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(BIN)/fs: pyproject.toml requirements.lock
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -43,6 +43,14 @@ demo: install ## generate, apply, materialize, serve, read: five minutes in one
 .PHONY: test
 test: install services feast ## all tests, with real servers
 	$(BIN)/python -m pytest -n auto $(TESTS)
+
+NEWEST := build/newest/bin/python
+
+.PHONY: test-newest
+test-newest: install services ## engines, stores and retrieval with the newest release of every dependency
+	@test -d build/newest || $(PYTHON) -m venv build/newest
+	$(UV) pip install --quiet --compile-bytecode --upgrade --python $(NEWEST) --editable '.[dev]'
+	$(NEWEST) -m pytest -n auto tests/engines tests/storage tests/conformance tests/retrieval tests/registry
 
 .PHONY: lint
 lint: install ## style, types, and who may import whom
