@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from sqlglot import exp, parse_one
 from sqlglot.dialects.spark import Spark
-from sqlglot.errors import SqlglotError
+from sqlglot.errors import ParseError, SqlglotError, TokenError
 from sqlglot.parsers.spark import SparkParser
 from sqlglot.tokenizer_core import TokenType
 
@@ -98,8 +98,7 @@ def bind(text: str, schema: Schema) -> Scalar:
         if scalar.type == INTERVAL:
             raise ExpressionError("an interval is no value of a feature", hint="Add it to a TIMESTAMP or a DATE")
     except (SqlglotError, ValueError) as error:
-        reason = re.sub(r"\x1b\[\d+m", "", str(error)).split("\n")[0].rstrip(".")
-        raise ExpressionError(f"expression {text!r} cannot be read: {reason}") from None
+        raise ExpressionError(f"expression {text!r} cannot be read: {_reason(error)}") from None
     except RecursionError:
         raise ExpressionError(
             "the expression is nested too deeply", hint="Split it over several features, or group terms in parentheses"
@@ -109,6 +108,26 @@ def bind(text: str, schema: Schema) -> Scalar:
             f"expression {text!r}: {error.message}", location=error.location, hint=error.hint
         ) from None
     return scalar
+
+
+def _reason(error: Exception) -> str:
+    """Why a text cannot be read, in a few words: sqlglot's own name its classes."""
+    if isinstance(error, ValueError):
+        return str(error)
+    if isinstance(error, TokenError):
+        return "a quote or a comment is not closed"
+    if not isinstance(error, ParseError) or not error.errors:
+        return "it is empty"
+    first = error.errors[0]
+    what, near = str(first["description"]), f'"{first["highlight"]}" (line {first["line"]}, column {first["col"]})'
+    if what.startswith("Required keyword"):
+        return f"something is missing after {near}"
+    if expected := re.match(r"Expect(?:ed|ing) (\S+)", what):
+        return f"{_EXPECTED.get(expected[1], expected[1])} is missing near {near}"
+    return f"it makes no sense near {near}"
+
+
+_EXPECTED = {"TYPE": "a type"}
 
 
 def _depth(scalar: Scalar) -> int:
@@ -361,7 +380,10 @@ def _number(text: str) -> Literal:
         if not -(2**63) <= value < 2**63:
             raise ExpressionError(f"{text} does not fit 64 bits", hint=f"Write {text}.0 for a FLOAT64")
         return Literal(INT64, value)
-    return Literal(FLOAT64, float(text))
+    try:
+        return Literal(FLOAT64, float(text))
+    except ValueError:
+        raise ExpressionError(f"{text} is not a number") from None
 
 
 _TYPE_NAMES = {"TIMESTAMPTZ": "TIMESTAMP", "TIMESTAMPLTZ": "TIMESTAMP", "TIMESTAMPNTZ": "TIMESTAMP"}
@@ -395,9 +417,16 @@ def resolve(candidates: Sequence[Operator], name: str, operands: Sequence[Scalar
             if matched:
                 _check(operator, matched[0])
                 return Call(matched[1], operator, matched[0])
-    given = ", ".join("NULL" if operand.type == NULL else str(operand.type) for operand in operands)
+    given = ["NULL" if operand.type == NULL else str(operand.type) for operand in operands]
     known = " or ".join(dict.fromkeys(operator.signature for operator in candidates))
-    raise ExpressionError(f"{name}({given}) is not defined", hint=f"There is {known}. Cast the operands")
+    what = (
+        f"{name}({', '.join(given)}) is not defined" if name.isidentifier() else f"{name} does not take {_and(given)}"
+    )
+    raise ExpressionError(what, hint=f"There is {known}. Cast the operands")
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join(words) if len(words) < 3 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _check(operator: Operator, operands: Sequence[Scalar]) -> None:
@@ -417,13 +446,19 @@ def _match(operator: Operator, operands: Sequence[Scalar], lenient: bool) -> tup
     variables = _variables(takes, operands, lenient)
     if variables is None:
         return None
-    converted = []
+    converted, unread = [], None
     for parameter, operand in zip(takes, operands, strict=True):
         target = _target(parameter, variables)
-        fits = _promote(operand, target) or (_convert(operand, target) if lenient else None)
+        try:
+            fits = _promote(operand, target) or (_convert(operand, target) if lenient else None)
+        except ExpressionError as error:  # it counts where the other operands fit
+            unread = unread or error
+            continue
         if fits is None or (parameter.constant and (not isinstance(fits, Literal) or fits.value is None)):
             return None
         converted.append(fits)
+    if unread:
+        raise unread
     return tuple(converted), _target(operator.gives, variables)
 
 
