@@ -26,7 +26,7 @@ from feature_store.definitions.bind import bind
 from feature_store.definitions.catalog import BoundOnDemand, BoundView, Catalog, FeatureRef
 from feature_store.definitions.difference import Node, Plan, Stored, difference
 from feature_store.definitions.lineage import Edge, lineage
-from feature_store.definitions.tables import MARKERS, tables_of
+from feature_store.definitions.tables import tables_of
 from feature_store.errors import InvalidInputError, Location, NotFoundError, SettingsError, nearest
 from feature_store.expressions.instants import instant, to_iso
 from feature_store.materialization.batch import Materializer, Report
@@ -113,7 +113,7 @@ class FeatureStore:
     def offline_store(self) -> OfflineStore:
         from feature_store.storage.offline import OfflineStore  # Delta, which a command may not need
 
-        return OfflineStore(self.settings.offline_store, self.root)
+        return OfflineStore(f"{self.settings.offline_store.rstrip('/')}/{self.project}", self.root)
 
     @property
     def catalog(self) -> Catalog:
@@ -320,7 +320,13 @@ class FeatureStore:
         query = HistoricalQuery(catalog.resolve(features), full_feature_names, as_known, statuses)
         if isinstance(entity_df, str) and _SELECT.match(entity_df):
             entity_df = self._select(catalog, entity_df)
-        return retrieve(catalog, query, entity_df, lambda view: self._engine(engine), self.offline_store)
+        return retrieve(
+            catalog, query, entity_df, lambda view: self._engine(engine), self.offline_store, self._kept_snapshots
+        )
+
+    def _kept_snapshots(self, bound: BoundView) -> Sequence[int]:
+        progress = self.registry.progress(bound.name, bound.version)
+        return progress.snapshots if progress else ()
 
     def _select(self, catalog: Catalog, sql: str) -> Any:
         return self._engine().select(sql, tuple(catalog.rows.values()))
@@ -387,7 +393,6 @@ class FeatureStore:
             p.view for p in self.registry.all_progress()
         }:
             self._drop_tables(self.registry.history(FeatureView.kind, view))
-        self.online_store.drop(MARKERS)
         for record in state.records:
             if record.kind == Source.kind:
                 self.offline_store.drop(push_log(record.name))

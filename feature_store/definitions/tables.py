@@ -1,8 +1,8 @@
 """Where the values of a view rest online: the tables that materialization writes and retrieval reads.
 
 A view over columns has one table of rows. Temporal windows have an items-table of tiles a hop, snapshots (windows with
-a schedule, scheduled queries) one items-table by snapshot, and every snapshot view one row in `MARKERS`, written last,
-which says what boundary counts.
+a schedule, scheduled queries) one items-table by snapshot, and beside it a `marker_table` of one row, written last,
+which says what snapshot counts. Every table's name begins with the view's: what is dropped with it leaves nothing.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from feature_store.expressions.relations import LatestRow, ScheduledQuery, Windo
 from feature_store.storage.online import Key, Table
 from feature_store.types import INT64, STRING, Schema
 
-MARKERS = Table("markers", keys=Schema.of(view=STRING, version=STRING), values=Schema.of(at=INT64))
-"""The snapshot that is served, a row a view and version: `at` is what its rows have as their item (the instant at which
-it was taken, so that a snapshot taken again replaces the whole), the event time is its boundary."""
+_ONE_ROW = Schema.of(view=STRING, version=STRING)
+
 
 def marker_key(bound: BoundView) -> Key:
-    """The key of a view's row in `MARKERS` and in its `epoch_table`."""
+    """The key of the one row in a view's `marker_table` and in its `epoch_table`."""
     return (bound.view.name, bound.version)
 
 
@@ -41,6 +40,12 @@ def snapshot_table(bound: BoundView) -> Table:
     return Table(bound.table, bound.keys, bound.features, items=True)
 
 
+def marker_table(bound: BoundView) -> Table:
+    """One row, the snapshot that is served: `at` is what its rows have as their item (the instant at which it was
+    taken, so that a snapshot taken again replaces the whole), the event time is its boundary."""
+    return Table(f"{bound.table}.marker", _ONE_ROW, Schema.of(at=INT64))
+
+
 def is_snapshot(bound: BoundView) -> bool:
     """Whether the view's values hold from one schedule boundary to the next."""
     relation = bound.relation
@@ -50,15 +55,15 @@ def is_snapshot(bound: BoundView) -> bool:
 def epoch_table(bound: BoundView) -> Table:
     """One row: when the view was first written to this store. A store that lost its rows, such as a Redis that keeps
     nothing on disk after a restart, has lost this one too: what earlier runs wrote is not there any more."""
-    return Table(f"{bound.table}.epoch", MARKERS.keys, Schema.of(began=INT64))
+    return Table(f"{bound.table}.epoch", _ONE_ROW, Schema.of(began=INT64))
 
 
 def tables_of(bound: BoundView) -> tuple[Table, ...]:
-    """Every table that holds values of this view and of no other; `MARKERS` is shared and not among them."""
+    """Every table that holds values of this view; none holds those of another."""
     if isinstance(bound.relation, LatestRow):
         return (latest_table(bound), epoch_table(bound))
     if is_snapshot(bound):
-        return (snapshot_table(bound), epoch_table(bound))
+        return (snapshot_table(bound), marker_table(bound), epoch_table(bound))
     assert isinstance(bound.relation, Windows)
     return (*(tile_table(bound, hop) for hop in bound.relation.hops), epoch_table(bound))
 

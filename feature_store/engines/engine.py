@@ -36,9 +36,14 @@ class Engine(Protocol):
         keys, EVENT_TIME (the latest event's), CREATED, ITEM (the tile's), `covered` (INT64: every event before it is
         in the state), and the state columns of `aggregates.tile_schema`."""
 
-    def snapshot(self, relation: Windows | ScheduledQuery, at: int) -> pa.RecordBatchReader:
+    def snapshot(
+        self, relation: Windows | ScheduledQuery, at: int, *, as_known: bool = False
+    ) -> pa.RecordBatchReader:
         """A snapshot at boundary `at`: keys and values, one row a key. For Windows: every key with an event in any
-        window, over events before `at`. For a query: its result for the `${date}` whose rows are valid from `at`."""
+        window, over events before `at`. For a query: its result for the `${date}` whose rows are valid from `at`.
+
+        With `as_known` only rows with created <= `at` count; for a query the schema metadata `hidden` then says how
+        many rows of its sources, of event times before `at`, were not seen for that."""
 
     def as_of(
         self, relation: LatestRow | Windows, spine: pa.Table, names: Collection[str], as_known: bool = False

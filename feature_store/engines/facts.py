@@ -31,6 +31,7 @@ class Facts:
         self.session, self.rows, self.once = session, rows, once
         self.since: int | None = None
         self.until: int | None = None
+        self.known_by: int | None = None
         self.short_keys = [f"__k{number}" for number in range(len(keys))]
         self.short_values = [f"__v{number}" for number in range(len(scalars))]
         self.keys, self.values = listed(self.short_keys), listed(self.short_values)
@@ -95,6 +96,8 @@ class Facts:
             *(f"{to_sql(each)} AS {short}" for short, each in scalars.items()),
         ]
         present = " AND ".join(f"{quoted(name)} IS NOT NULL" for name in names)
+        if self.known_by is not None:
+            present += f" AND coalesce({KNOWN}, {NO_CREATED}) <= {self.known_by}"
         opaque = frozenset[str]().union(*(each.columns for each in scalars.values() if not isinstance(each, Ref)))
         rows = self._scan.select(columns, self.since, self.until, self.once, stamped=True, opaque=opaque)
         return f"SELECT * FROM (SELECT {listed(selected)} FROM ({rows}) WHERE {present}){self._semi}"

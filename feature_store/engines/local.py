@@ -116,9 +116,11 @@ class LocalEngine:
 
         return self._stream(relation.rows.name, events.tiles_schema(relation.keys, windows), rows)
 
-    def snapshot(self, relation: Windows | ScheduledQuery, at: int) -> pa.RecordBatchReader:
+    def snapshot(
+        self, relation: Windows | ScheduledQuery, at: int, *, as_known: bool = False
+    ) -> pa.RecordBatchReader:
         if isinstance(relation, ScheduledQuery):
-            return self._run(relation, at)
+            return self._run(relation, at, as_known)
         columns = Columns.of(relation.windows)
         values = [pa.field(window.name, window.type.arrow) for window in relation.windows]
         schema = pa.schema([*relation.keys.arrow, *values])
@@ -126,6 +128,7 @@ class LocalEngine:
         def rows(session: Any) -> Batches:
             facts = Facts.of_windows(session, relation, columns)
             facts.since, facts.until = reach(relation.windows, at), at
+            facts.known_by = at if as_known else None
             for table, group in self._groups(session, facts, relation.keys, columns):
                 starts = np.flatnonzero(np.concatenate(([True], group[1:] != group[:-1])))
                 one = np.full(len(starts), at, np.int64)
@@ -158,28 +161,32 @@ class LocalEngine:
         return table
 
     def select(self, sql: str, sources: Collection[Rows]) -> pa.Table:
-        used = bind_query(sql, {source.name: source.schema for source in sources}).tables
+        used = bind_query(sql, {source.name: source.schema for source in sources}, sample=True).tables
         with self._session(" and ".join(used) or "the SELECT") as session:
             session.execute("SET SESSION preserve_insertion_order = true")
             among = [source for source in sources if source.name in used]
-            return session.sql(_rendered(session, sql, among, datetime.now(UTC).date())).to_arrow_table()
+            sql = _rendered(session, sql, among, datetime.now(UTC).date(), sample=True)
+            return session.sql(sql).to_arrow_table()
 
-    def _run(self, query: ScheduledQuery, at: int) -> pa.RecordBatchReader:
+    def _run(self, query: ScheduledQuery, at: int, as_known: bool) -> pa.RecordBatchReader:
         """The result of a scheduled query."""
         columns = [(key.name, key.name, key.type) for key in query.keys] + list(query.values)
         schema = pa.schema([pa.field(name, type_.arrow) for name, _, type_ in columns])
         where = " and ".join(source.name for source in query.sources) or "a query"
+        told: dict[str, str] = {}
 
         def rows(session: Any) -> Batches:
-            sql = _rendered(session, query.sql, query.sources, date_valid_at(query, at))
+            sql = _rendered(session, query.sql, query.sources, date_valid_at(query, at), at if as_known else None)
             session.execute(f"CREATE TEMP TABLE result AS {sql}")
+            if as_known:
+                told["hidden"] = str(sum(_hidden(session, source, at) for source in query.sources))
             _check_one_row_a_key(session, query.keys)
             found = session.sql("SELECT * FROM result LIMIT 0").to_arrow_table().schema
             selected = listed(f"{_as_type(found, column, type_)} AS {quoted(name)}" for name, column, type_ in columns)
             condition = " AND ".join(f"{quoted(name)} IS NOT NULL" for name in query.keys.names)
             yield from batches(session.sql(f"SELECT {selected} FROM result WHERE {condition}"))
 
-        return self._stream(where, schema, rows)
+        return self._stream(where, schema, rows, told)
 
     def _groups(self, session: Any, facts: Facts, keys: Schema, columns: Columns) -> Iterator[tuple[pa.Table, Ints]]:
         """Events in order of key and time, under the keys' own names, in tables of whole keys."""
@@ -190,9 +197,11 @@ class LocalEngine:
         conformed = (_conform_batch(batch, keys) for batch in batches(relation))
         return events.whole_groups(conformed, keys.names, reading.EVENTS_AT_ONCE)
 
-    def _stream(self, name: str, schema: pa.Schema, rows: Callable[[Any], Batches]) -> pa.RecordBatchReader:
+    def _stream(
+        self, name: str, schema: pa.Schema, rows: Callable[[Any], Batches], told: Mapping[str, str] | None = None
+    ) -> pa.RecordBatchReader:
         """A reader over what `rows` yields in a session of its own; the first batch is there when it returns, so that
-        what is wrong with the source is raised here."""
+        what is wrong with the source is raised here. `told`, which `rows` may fill before that, is the metadata."""
 
         def conformed() -> Batches:
             with self._session(name) as session:
@@ -203,7 +212,8 @@ class LocalEngine:
         running = conformed()
         first = next(running, None)
         ahead: list[pa.RecordBatch] = [] if first is None else [first]
-        return pa.RecordBatchReader.from_batches(schema, itertools.chain(ahead, running))
+        described = schema.with_metadata(told) if told else schema
+        return pa.RecordBatchReader.from_batches(described, itertools.chain(ahead, running))
 
     @contextmanager
     def _session(self, name: str, error: type[FeatureStoreError] = SourceError) -> Iterator[Any]:
@@ -216,13 +226,29 @@ class LocalEngine:
                 session.close()
 
 
-def _rendered(session: Any, sql: str, sources: Collection[Rows], day: date) -> str:
-    """Spark SQL over sources as DuckDB SQL over views of them, which the session has now."""
+def _rendered(
+    session: Any, sql: str, sources: Collection[Rows], day: date, known_by: int | None = None, sample: bool = False
+) -> str:
+    """Spark SQL over sources as DuckDB SQL over views of them, which the session has now; `known_by`: of the rows
+    created by then."""
     names = {source.name: f"__source_{number}" for number, source in enumerate(sources)}
     for source in sources:
         select = Scan(session, source).select(source.schema.names, once=True, opaque=source.schema.names)
+        if known_by is not None and source.created:
+            select = f"SELECT * FROM ({select}) WHERE coalesce(epoch_us({quoted(source.created)}) <= {known_by}, true)"
         session.execute(f"CREATE TEMP VIEW {quoted(names[source.name])} AS {select}")
-    return render(sql, "duckdb", {source.name: source.schema for source in sources}, day, names)
+    return render(sql, "duckdb", {source.name: source.schema for source in sources}, day, names, sample)
+
+
+def _hidden(session: Any, source: Rows, at: int) -> int:
+    """How many rows of a source had happened before an instant, and were created after it."""
+    if not source.created:
+        return 0
+    names = [name for name in (source.timestamp, source.created) if name]
+    terms = [f"epoch_us({quoted(source.created)}) > {at}"]
+    terms += [f"epoch_us({quoted(source.timestamp)}) < {at}"] if source.timestamp else []
+    select = Scan(session, source).select(names, once=True)
+    return int(session.execute(f"SELECT count(*) FROM ({select}) WHERE {' AND '.join(terms)}").fetchall()[0][0])
 
 
 def _check_one_row_a_key(session: Any, keys: Schema) -> None:

@@ -15,12 +15,12 @@ import pyarrow as pa
 
 from feature_store.definitions.catalog import BoundView
 from feature_store.definitions.tables import (
-    MARKERS,
     VALID_FROM,
     epoch_table,
     is_snapshot,
     latest_table,
     marker_key,
+    marker_table,
     snapshot_table,
     snapshots_path,
     tile_table,
@@ -85,7 +85,8 @@ class Materializer:
         marker = self._marker(bound) if is_snapshot(bound) else None
         published = marker.event_time if marker else None
         lost = _is_lost(progress, epoch)
-        return Past(progress.through, progress.inputs, frozenset(progress.snapshots), published, lost)
+        inputs = {name: mark for name, mark in progress.inputs.items() if name != _EPOCH}
+        return Past(progress.through, inputs, frozenset(progress.snapshots), published, lost)
 
     def _run(
         self, bound: BoundView, engine: Engine, steps: tuple[Step, ...], inputs: dict[str, str], finish: Change
@@ -187,13 +188,14 @@ class Materializer:
             stamped = _stamp(pa.Table.from_batches([batch]).select(_columns(table)), at, generation)
             self._online.write(table, stamped, keep_from)
             written += batch.num_rows
-        marker = pa.table([[name] for name in marker_key(bound)] + [[generation]], schema=_schema(MARKERS))
-        self._online.create(MARKERS)
-        self._online.write(MARKERS, _timed(marker, at, generation))
+        markers = marker_table(bound)
+        marker = pa.table([[name] for name in marker_key(bound)] + [[generation]], schema=_schema(markers))
+        self._online.create(markers)
+        self._online.write(markers, _timed(marker, at, generation))
         return written
 
     def _marker(self, bound: BoundView) -> Row | None:
-        row = self._online.read([(MARKERS, [marker_key(bound)])])[0][0]
+        row = self._online.read([(marker_table(bound), [marker_key(bound)])])[0][0]
         assert row is None or isinstance(row, Row)
         return row
 

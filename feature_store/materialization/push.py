@@ -87,12 +87,16 @@ class Pusher:
             )
         views = [view for view in self._catalog.views.values() if rows in view.inputs]
         events = _Events(rows, self._checked(source, rows, views, data), source)
-        if to is not Destination.ONLINE and len(events):
+        if not len(events):
+            return 0
+        # Wherever they go: what a view cannot compute online could not be computed from the log either, for good.
+        written = [(view, *part) for view in views for part in _stored(view, events)]
+        if to is not Destination.ONLINE:
             self._offline.append(push_log(name), events.table.append_column(EVENT_ID, pa.array(events.ids)))
-        if to is not Destination.OFFLINE and len(events):
-            for view in views:
+        if to is not Destination.OFFLINE:
+            for view, table, out in written:
                 if view.view.online:
-                    self._write_events(view, events)
+                    self._write(table, out)
         return len(events)
 
     def write(self, name: str, data: Any) -> int:
@@ -151,17 +155,6 @@ class Pusher:
         _refuse_odd_times(table, rows.timestamp, what)
         return table
 
-    def _write_events(self, bound: BoundView, events: _Events) -> None:
-        relation = bound.relation
-        if isinstance(relation, LatestRow):
-            out = {key.name: events.table[key.name].cast(key.type.arrow) for key in bound.keys}
-            out |= {value.name: events.compute(value) for value in relation.values}
-            self._write(latest_table(bound), pa.table(out | events.stamps()))
-        elif isinstance(relation, Windows) and not is_snapshot(bound):
-            for hop in relation.hops:
-                windows = [window for window in relation.windows if window.hop == hop]
-                self._write(tile_table(bound, hop), _fragments(bound, windows, events, tile_table(bound, hop)))
-
     def _write(self, table: Table, rows: pa.Table) -> None:
         self._online.create(table)
         self._online.write(table, rows)
@@ -201,6 +194,26 @@ class _Events:
         return {EVENT_TIME: pa.array(self.times, pa.int64()), CREATED: pa.array(self.created, pa.int64())}
 
 
+def _stored(bound: BoundView, events: _Events) -> list[tuple[Table, pa.Table]]:
+    """What events are in a view's online tables: nothing in those of snapshots, which are taken of the log. An error
+    where an expression of the view cannot be computed."""
+    relation = bound.relation
+    if isinstance(relation, LatestRow):
+        out = {key.name: events.table[key.name].cast(key.type.arrow) for key in bound.keys}
+        out |= {value.name: events.compute(value) for value in relation.values}
+        return [(latest_table(bound), pa.table(out | events.stamps()))]
+    if is_snapshot(bound) or not isinstance(relation, Windows):
+        for scalar in _scalars(bound):
+            events.evaluate(scalar)
+        return []
+    parts = []
+    for hop in relation.hops:
+        windows = [window for window in relation.windows if window.hop == hop]
+        table = tile_table(bound, hop)
+        parts.append((table, _fragments(bound, windows, events, table)))
+    return parts
+
+
 def _fragments(bound: BoundView, windows: Sequence[Window], events: _Events, table: Table) -> pa.Table:
     """Each event as a tile of its own: its lifted states, under an item of its time and identity."""
     states: list[list[Any]] = []
@@ -235,16 +248,19 @@ def _identities(table: pa.Table, rows: Rows) -> list[str]:
     return ids
 
 
-def _columns(view: BoundView) -> set[str]:
-    """The source columns that a view computes with."""
+def _scalars(view: BoundView) -> list[Scalar]:
+    """The expressions over a source's columns that a view computes with."""
     relation = view.relation
     if isinstance(relation, LatestRow):
-        scalars: list[Scalar | None] = [value.scalar for value in relation.values]
-    elif isinstance(relation, Windows):
-        scalars = [scalar for window in relation.windows for scalar in (window.value, window.where)]
-    else:
-        return set()
-    return {name for scalar in scalars if scalar for name in scalar.columns}
+        return [value.scalar for value in relation.values]
+    if isinstance(relation, Windows):
+        return [scalar for window in relation.windows for scalar in (window.value, window.where) if scalar]
+    return []
+
+
+def _columns(view: BoundView) -> set[str]:
+    """The source columns that a view computes with."""
+    return {name for scalar in _scalars(view) for name in scalar.columns}
 
 
 def _micros(column: pa.ChunkedArray) -> list[int]:

@@ -67,7 +67,7 @@ class Past:
 
 
 def changed_inputs(before: Mapping[str, str], now: Mapping[str, str]) -> frozenset[str]:
-    """The inputs that are new, or are no longer what they were."""
+    """The inputs there are that are new, or are no longer what they were."""
     return frozenset(name for name, fingerprint in now.items() if before.get(name) != fingerprint)
 
 
@@ -92,7 +92,8 @@ def steps_until(bound: BoundView, end: int, past: Past, inputs: Mapping[str, str
     relation = bound.relation
     changed = changed_inputs(past.inputs or {}, inputs)
     if is_snapshot(bound):
-        return _new_snapshots(bound, end, past, bool(changed))
+        vanished = (past.inputs or {}).keys() - inputs.keys()
+        return _new_snapshots(bound, end, past, bool(changed or vanished))
     since = None if past.lost else past.through
     if since is not None and since >= end and not changed:
         return ()

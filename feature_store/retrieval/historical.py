@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 EngineOf = Callable[[BoundView | None], Engine]
 """The engine that computes a view; for None the one that computes over columns already read."""
+
+KeptOf = Callable[[BoundView], Collection[int]]
+"""The boundaries of the snapshots that materialization kept of a view."""
 
 TIME_COLUMN = "event_timestamp"
 STATUS_SUFFIX = "__status"
@@ -80,24 +83,33 @@ class HistoricalJob:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """`features`, `rows`, `as_known`; `hidden`: rows of each view that as_known left out; `computed_snapshots`:
-        per view the boundaries that were not stored and were computed for this answer."""
+        """`features`, `rows`, `as_known`; `hidden`: rows of each view that as_known left out (of a scheduled query,
+        out of each snapshot that was computed: stored ones stay as served); `computed_snapshots`: per view the
+        boundaries that were not stored and were computed for this answer."""
         return self._result[1]
 
 
 def retrieve(
-    catalog: Catalog, query: HistoricalQuery, entities: Any, engine_of: EngineOf, offline: OfflineStore
+    catalog: Catalog,
+    query: HistoricalQuery,
+    entities: Any,
+    engine_of: EngineOf,
+    offline: OfflineStore,
+    kept_of: KeptOf = lambda bound: (),
 ) -> HistoricalJob:
     """The job that answers a query; names are checked now, values are computed when asked for."""
-    return HistoricalJob(lambda: _Retrieval(catalog, query, engine_of, offline).run(read_table(entities)))
+    return HistoricalJob(lambda: _Retrieval(catalog, query, engine_of, offline, kept_of).run(read_table(entities)))
 
 
 class _Retrieval:
-    def __init__(self, catalog: Catalog, query: HistoricalQuery, engine_of: EngineOf, offline: OfflineStore) -> None:
+    def __init__(
+        self, catalog: Catalog, query: HistoricalQuery, engine_of: EngineOf, offline: OfflineStore, kept_of: KeptOf
+    ) -> None:
         self._catalog = catalog
         self._query = query
         self._engine_of = engine_of
         self._offline = offline
+        self._kept_of = kept_of
         self._values: dict[FeatureRef, pa.ChunkedArray] = {}
         self._statuses: dict[FeatureRef, np.ndarray[Any, Any]] = {}
         self._metadata: dict[str, Any] = {"as_known": query.as_known, "hidden": {}, "computed_snapshots": {}}
@@ -117,14 +129,17 @@ class _Retrieval:
         relation = bound.relation
         engine = self._engine_of(bound)
         if isinstance(relation, ScheduledQuery):
-            snapshots = Snapshots(bound, engine, self._offline)
+            kept = self._kept_of(bound)
+            snapshots = Snapshots(bound, engine, self._offline, kept, as_known=self._query.as_known)
             found = snapshots.as_of(spine, names)
+            hidden = snapshots.hidden
             if snapshots.computed:
                 self._metadata["computed_snapshots"][bound.name] = list(snapshots.computed)
         else:
             found = engine.as_of(relation, spine, names, self._query.as_known)
-            if self._query.as_known:
-                self._metadata["hidden"][bound.name] = int((found.schema.metadata or {}).get(b"hidden", 0))
+            hidden = int((found.schema.metadata or {}).get(b"hidden", 0))
+        if self._query.as_known:
+            self._metadata["hidden"][bound.name] = hidden
         self._keep(bound, names, found, at)
 
     def _keep(self, bound: BoundView, names: list[str], found: pa.Table, at: pa.Array) -> None:

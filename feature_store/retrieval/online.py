@@ -16,7 +16,7 @@ from typing import Any
 from feature_store.definitions.base import Definition
 from feature_store.definitions.catalog import BoundOnDemand, BoundView, Catalog, FeatureRef, output_names
 from feature_store.definitions.service import FeatureService
-from feature_store.definitions.tables import MARKERS, is_snapshot, marker_key
+from feature_store.definitions.tables import is_snapshot, marker_key, marker_table
 from feature_store.errors import InvalidInputError, TooLargeError, nearest
 from feature_store.expressions.scalars import compile_rows
 from feature_store.expressions.visibility import Status
@@ -86,7 +86,7 @@ class OnlinePlan:
         """The positions of each view's features among those asked for."""
         needed, on_demand = catalog.needed(self.refs)
         self._groups: list[Schema] = []
-        self._markers: list[Key] = []
+        self._markers: StoreRequests = []
         self._reads = tuple(self._view_read(catalog, name, refs) for name, refs in needed.items())
         places = {ref: place for place, ref in enumerate(ref for read in self._reads for ref in read.features)}
         self._computations = tuple(_computation(catalog.on_demand[name], places) for name in on_demand)
@@ -129,19 +129,18 @@ class OnlinePlan:
             keys.append(found)
             places.append(place)
         requests: StoreRequests = [(table, keys[read.group]) for read in self._reads for table in read.lookup.reads]
-        if self._markers:
-            requests.append((MARKERS, self._markers))
+        requests += self._markers
         values = self._request_values(entities, request_data, rows) if self._request else {}
         return Prepared(entities, rows, requests, places, values)
 
     def finish(self, prepared: Prepared, answers: Sequence[Sequence[Any]], now: int) -> OnlineResponse:
         """The response, from what the store answered to `prepared.requests`."""
         cells: list[Cells] = []
-        markers = answers[-1] if self._markers else ()
+        markers = answers[len(answers) - len(self._markers) :]
         position = 0
         for read in self._reads:
             until = position + len(read.lookup.reads)
-            marker: Row | None = None if read.marker is None else markers[read.marker]
+            marker: Row | None = None if read.marker is None else markers[read.marker][0]
             found = read.lookup.rows(answers[position:until], marker, now)
             place = prepared.places[read.group]
             if place is not None:
@@ -226,7 +225,7 @@ class OnlinePlan:
         marker = None
         if is_snapshot(bound):
             marker = len(self._markers)
-            self._markers.append(marker_key(bound))
+            self._markers.append((marker_table(bound), [marker_key(bound)]))
         if bound.keys not in self._groups:
             self._groups.append(bound.keys)
         refs = tuple(FeatureRef(name, feature) for feature in features)

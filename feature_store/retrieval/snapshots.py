@@ -21,17 +21,32 @@ if TYPE_CHECKING:
 
 
 class Snapshots:
-    """The snapshots of one view; `computed` tells the boundaries that were not stored."""
+    """The snapshots of one view. `kept` are the boundaries that materialization says it kept: one of no rows leaves no
+    partition behind. With `as_known` a missing one is computed over what was known at its boundary.
 
-    def __init__(self, bound: BoundView, engine: Engine, offline: OfflineStore) -> None:
+    `computed` tells the boundaries that were not stored, `hidden` how many rows as_known kept out of those, in all."""
+
+    def __init__(
+        self,
+        bound: BoundView,
+        engine: Engine,
+        offline: OfflineStore,
+        kept: Collection[int] = (),
+        *,
+        as_known: bool = False,
+    ) -> None:
         assert isinstance(bound.relation, ScheduledQuery)
         self._bound = bound
         self._query = bound.relation
         self._engine = engine
         self._offline = offline
         self._path = snapshots_path(bound)
-        self._stored = {int(partition[VALID_FROM]) for partition in offline.partitions(self._path)}
+        self._as_known = as_known
+        # Where the table is gone, what was kept in it is, too.
+        self._stored = set(kept) if kept and offline.exists(self._path) else set()
+        self._stored |= {int(partition[VALID_FROM]) for partition in offline.partitions(self._path)}
         self.computed: list[int] = []
+        self.hidden = 0
 
     def as_of(self, spine: pa.Table, names: Collection[str]) -> pa.Table:
         """As `Engine.as_of`: for each spine row the values of the newest snapshot valid at its time, and only of it;
@@ -66,4 +81,6 @@ class Snapshots:
         if at in self._stored:
             return self._offline.read(self._path, {VALID_FROM: str(at)})
         self.computed.append(at)
-        return self._engine.snapshot(self._query, at).read_all()
+        found = self._engine.snapshot(self._query, at, as_known=self._as_known).read_all()
+        self.hidden += int((found.schema.metadata or {}).get(b"hidden", 0))
+        return found

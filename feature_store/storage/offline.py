@@ -28,6 +28,7 @@ from feature_store.errors import (
 from feature_store.types import Schema
 
 _COMMIT_RETRIES = 50
+_FIRST_RETRIES = 5
 _LOG_FOLDER = "_delta_log"
 
 
@@ -55,16 +56,15 @@ class OfflineStore:
 
     def append(self, table: str, rows: pa.Table, partition_by: Sequence[str] = ()) -> None:
         """Add rows in one commit. The first append makes the table; columns that it lacks are added to it."""
+        data, options = _normal(rows), {"schema_mode": "merge", "partition_by": list(partition_by) or None}
         with _mapped(self.path(table)):
-            write_deltalake(
-                self.path(table),
-                _normal(rows),
-                mode="append",
-                schema_mode="merge",
-                partition_by=list(partition_by) or None,
-                storage_options=self._options,
-                commit_properties=CommitProperties(max_commit_retries=_COMMIT_RETRIES),
-            )
+            for _ in range(_FIRST_RETRIES):
+                try:
+                    self._write(table, data, mode="append", **options)
+                    return
+                except CommitFailedError:  # another writer made the table, or added a column, in between
+                    continue
+            self._write(table, data, mode="append", **options)
 
     def replace(self, table: str, rows: pa.Table | pa.RecordBatchReader, where: Mapping[str, str]) -> None:
         """Put rows in the place of one partition, in one commit; every row must lie in that partition."""
@@ -111,7 +111,7 @@ class OfflineStore:
             return _normal(rows)
 
     def drop(self, table: str) -> None:
-        """Remove a table and its files; nothing happens if there is none."""
+        """Remove a table and its files, and the folders that are empty then; nothing happens if there is none."""
         path = self.path(table)
         with _mapped(path):
             if not is_delta(path, self._options):
@@ -122,6 +122,16 @@ class OfflineStore:
                 opened.vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False)
             else:
                 shutil.rmtree(path)
+                self._prune(Path(path).parent)
+
+    def _prune(self, folder: Path) -> None:
+        """Remove empty folders, upwards to the location itself."""
+        while folder.is_relative_to(self.location):
+            try:
+                folder.rmdir()
+            except OSError:  # it holds another table, or another process removed it
+                return
+            folder = folder.parent
 
 
 def is_uri(location: str) -> bool:

@@ -13,8 +13,7 @@ class RoutedOnlineStore:
     """Passes each table's calls on to the store of its view: `uri_of` gives the URI, None means the default store.
     Stores are opened, with `opened`, when first needed.
 
-    A read makes one round trip to each store concerned, the default first: it holds the markers, which must be read
-    before the rows that they name.
+    A read makes one round trip to each store concerned. All of a view's tables, its marker too, rest in one.
     """
 
     def __init__(
@@ -39,7 +38,7 @@ class RoutedOnlineStore:
         if all(store is self._default for store in stores):
             return self._default.read(requests)
         answers: list[list[Row | Mapping[bytes, Row] | None]] = [[] for _ in requests]
-        for store in sorted(dict.fromkeys(stores), key=lambda store: store is not self._default):
+        for store in dict.fromkeys(stores):
             places = [place for place, its in enumerate(stores) if its is store]
             for place, answer in zip(places, store.read([requests[place] for place in places]), strict=True):
                 answers[place] = answer

@@ -16,7 +16,14 @@ import pyarrow.parquet as pq
 
 from feature_store import FeatureStore
 from feature_store.definitions.catalog import BoundView
-from feature_store.definitions.tables import MARKERS, is_snapshot, latest_table, marker_key, snapshot_table, tile_table
+from feature_store.definitions.tables import (
+    is_snapshot,
+    latest_table,
+    marker_key,
+    marker_table,
+    snapshot_table,
+    tile_table,
+)
 from feature_store.expressions.instants import DAY, instant
 from feature_store.expressions.relations import LatestRow, Windows
 from feature_store.storage.online import CREATED, EVENT_TIME, ITEM, Row
@@ -146,7 +153,7 @@ def _visible(store: FeatureStore, bound: BoundView) -> Any:
     if not is_snapshot(bound):
         assert isinstance(bound.relation, Windows)
         return {hop: _rows(store, tile_table(bound, hop)) for hop in bound.relation.hops}
-    marker = store.online_store.read([(MARKERS, [marker_key(bound)])])[0][0]
+    marker = store.online_store.read([(marker_table(bound), [marker_key(bound)])])[0][0]
     if not isinstance(marker, Row):
         return None
     item = (marker.values[0] + 2**63).to_bytes(8, "big")

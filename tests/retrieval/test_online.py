@@ -18,7 +18,14 @@ from feature_store.definitions import Source
 from feature_store.definitions.bind import bind
 from feature_store.definitions.catalog import BoundView, Catalog
 from feature_store.definitions.files import loads
-from feature_store.definitions.tables import MARKERS, latest_table, marker_key, snapshot_table, tables_of, tile_table
+from feature_store.definitions.tables import (
+    latest_table,
+    marker_key,
+    marker_table,
+    snapshot_table,
+    tables_of,
+    tile_table,
+)
 from feature_store.errors import InvalidInputError, NotFoundError, TooLargeError
 from feature_store.expressions.aggregates import fragment_item, tile_item
 from feature_store.expressions.instants import DAY, HOUR, SECOND
@@ -153,7 +160,7 @@ def catalog() -> Catalog:
 def house(catalog: Catalog, tmp_path: Path) -> Iterator[House]:
     store = open_online_store("sqlite:///online.db", "test", tmp_path)
     for bound in catalog.views.values():
-        for table in (*tables_of(bound), MARKERS):
+        for table in tables_of(bound):
             store.create(table)
     counting = Counting(store)
     yield House(catalog, store, counting, OnlineFeatures(catalog, counting, 1000))  # type: ignore[arg-type]
@@ -207,7 +214,7 @@ def test_one_read_however_many_views(filled: House) -> None:
     filled.get(["user_stats", "live", "nightly", "doubled"], {"user_id": [1, 2]})
     assert len(filled.counting.asked) == 1
     tables = [table.name.partition(".")[0] for table, _ in filled.counting.asked[0]]
-    assert sorted(tables) == ["live", "live", "markers", "nightly", "user_stats"]
+    assert sorted(tables) == ["live", "live", "nightly", "nightly", "user_stats"]
 
 
 def test_plans_are_compiled_once(filled: House) -> None:
@@ -265,7 +272,7 @@ def test_a_snapshot_switches_with_its_marker(house: House) -> None:
     def marker(generation: int, at: int) -> None:
         view, version = marker_key(bound)
         house.store.write(
-            MARKERS,
+            marker_table(bound),
             pa.table(
                 {"view": [view], "version": [version], "at": [generation], EVENT_TIME: [at], CREATED: [generation]}
             ),
