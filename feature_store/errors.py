@@ -63,14 +63,20 @@ class FeatureStoreError(Exception):
 
 
 class DefinitionError(FeatureStoreError):
+    """A definition is wrong: by itself, or beside the others and the data."""
+
     code = "INVALID_DEFINITION"
 
 
 class ExpressionError(DefinitionError):
+    """An expression or SQL cannot be read, bound to names and types, or carried to an engine."""
+
     code = "INVALID_EXPRESSION"
 
 
 class SettingsError(FeatureStoreError):
+    """feature_store.yaml, or a URI in it, is wrong."""
+
     code = "INVALID_SETTINGS"
 
 
@@ -87,11 +93,16 @@ class MissingExtraError(SettingsError):
 
 
 class UsageError(FeatureStoreError):
+    """A command or call was put together wrongly, whatever the data."""
+
     code = "INVALID_USAGE"
 
 
 class NotFoundError(FeatureStoreError):
-    """`code` may be narrowed by the raiser: FEATURE_NOT_FOUND, VIEW_NOT_FOUND, SERVICE_NOT_FOUND, ..."""
+    """There is nothing of this name.
+
+    `code` may be narrowed by the raiser: FEATURE_NOT_FOUND, VIEW_NOT_FOUND, SERVICE_NOT_FOUND, ...
+    """
 
     code = "NOT_FOUND"
 
@@ -109,26 +120,38 @@ class NotFoundError(FeatureStoreError):
 
 
 class InvalidInputError(FeatureStoreError):
+    """Data that a caller gave is of the wrong shape or type, or out of range."""
+
     code = "INVALID_INPUT"
 
 
 class TooLargeError(InvalidInputError):
+    """A caller gave more than the limits in the settings allow."""
+
     code = "TOO_LARGE"
 
 
 class ConflictError(FeatureStoreError):
+    """Somebody else committed first: read again and retry."""
+
     code = "CONFLICT"
 
 
 class DestructiveChangeError(FeatureStoreError):
+    """An apply would drop or retype stored data, and was not told that it may."""
+
     code = "DESTRUCTIVE_CHANGE"
 
 
 class SourceError(FeatureStoreError):
+    """A source or file cannot be read or written, or does not hold what was declared."""
+
     code = "SOURCE_UNREADABLE"
 
 
 class StoreUnavailableError(FeatureStoreError):
+    """A store cannot be reached, or cannot take a write now: the same call may succeed later."""
+
     code = "STORE_UNAVAILABLE"
 
 

@@ -1,3 +1,5 @@
+"""What features are about, and the column that names it."""
+
 from __future__ import annotations
 
 from typing import Any, ClassVar

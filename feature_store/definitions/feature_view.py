@@ -1,3 +1,5 @@
+"""Features of entities from one source: its columns, windowed aggregates over it, or a scheduled query."""
+
 from __future__ import annotations
 
 import re

@@ -1,3 +1,5 @@
+"""Features computed when they are asked for, from request values and other features."""
+
 from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar

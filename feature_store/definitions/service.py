@@ -1,3 +1,5 @@
+"""The features that one model reads, by reference."""
+
 from __future__ import annotations
 
 from typing import Annotated, ClassVar

@@ -1,3 +1,5 @@
+"""Where rows come from: files, tables of a metastore, live streams."""
+
 from __future__ import annotations
 
 from typing import ClassVar, Literal

@@ -30,6 +30,10 @@ _TAKERS = 4
 def latest_as_of(
     session: Any, relation: LatestRow, spine: pa.Table, names: Collection[str], as_known: bool
 ) -> pa.Table:
+    """For each row of `spine` (key columns, EVENT_TIME in microseconds) the latest row at its time: `names`, and as
+    EVENT_TIME the time of the row found, all null where there is none. A ttl is not looked at.
+
+    With `as_known`, of rows created by then; the metadata's `hidden` counts the others."""
     facts = Facts(session, relation.rows, relation.keys, [each.scalar for each in relation.values])
     facts.until = _register_spine(session, relation.keys, spine, spine[EVENT_TIME]) + 1
     facts.restrict_to("spine")
@@ -89,6 +93,10 @@ def _match_known(session: Any, facts: Facts) -> int:
 
 
 def windows_as_of(session: Any, relation: Windows, spine: pa.Table, names: Collection[str], as_known: bool) -> pa.Table:
+    """For each row of `spine` (as for `latest_as_of`) the windows in `names` at its time, or with a schedule at the
+    boundary before it, which is EVENT_TIME in the answer. Over no event a count is 0, the rest null.
+
+    With `as_known`, over events created by then; the metadata's `hidden` counts the others."""
     windows = [window for window in relation.windows if window.name in names]
     columns = Columns.of(windows)
     now = spine[EVENT_TIME].to_numpy().astype(np.int64, copy=False)

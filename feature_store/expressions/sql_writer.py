@@ -23,6 +23,8 @@ def to_sql(scalar: Scalar, dialect: str = "duckdb") -> str:
 
 
 class Writer:
+    """Writes a tree of bound scalars as SQL of one dialect, node by node."""
+
     def __init__(self, dialect: str) -> None:
         self.dialect = dialect
 
