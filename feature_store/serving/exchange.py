@@ -97,6 +97,15 @@ def json_object(body: bytes) -> dict[str, Any]:
     return value
 
 
+def wrong_member(name: str, want: str, value: Any, hint: str | None = None) -> InvalidInputError:
+    """The error about a member of a request that is missing (`value` is None), or not what is wanted."""
+    if value is None:
+        return InvalidInputError(f'the request lacks "{name}"', hint=hint or f"It is {want}")
+    shown = repr(value)
+    shown = shown if len(shown) <= 80 else f"{shown[:76]}..."
+    return InvalidInputError(f'"{name}" is {want}, not {shown}', hint=hint)
+
+
 def _json_kind(value: Any) -> str:
     names = {list: "array", str: "string", bool: "boolean", int: "number", float: "number"}
     return names.get(type(value), "null")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from feature_store.errors import FeatureStoreError, InvalidInputError
+from feature_store.errors import FeatureStoreError
 from feature_store.expressions.visibility import Status
 from feature_store.retrieval.online import OnlineFeatures, OnlinePlan, check_size
 from feature_store.retrieval.response import OnlineResponse, Statuses
@@ -27,6 +27,7 @@ from feature_store.serving.exchange import (
     json_object,
     read_body,
     respond,
+    wrong_member,
 )
 from feature_store.serving.failures import describe, error_body
 from feature_store.serving.metrics import Metrics
@@ -51,32 +52,25 @@ def read_ask(body: dict[str, Any]) -> Ask:
     """A request from its JSON; unknown members are ignored, `InvalidInputError` names the wrong one."""
     entities = body.get("entities")
     if type(entities) is not dict:
-        raise _wrong("entities", "an object of lists", entities)
+        raise wrong_member("entities", "an object of lists", entities)
     for name, values in entities.items():
         if type(values) is not list:
-            raise _wrong(f"entities: {name}", "a list", values)
+            raise wrong_member(f"entities: {name}", "a list", values)
     service, features = body.get("feature_service"), body.get("features")
     if service is not None:
         if type(service) is not str:
-            raise _wrong("feature_service", "the name of a service", service)
+            raise wrong_member("feature_service", "the name of a service", service)
         features = service
     elif type(features) is not list or not features:
-        raise _wrong("features", "a list of references (or name a feature_service)", features)
+        raise wrong_member("features", "a list of references (or name a feature_service)", features)
     full, data, stamps = body.get("full_feature_names"), body.get("request_data"), body.get("timestamps")
     if full is not None and type(full) is not bool:
-        raise _wrong("full_feature_names", "true or false", full)
+        raise wrong_member("full_feature_names", "true or false", full)
     if data is not None and type(data) is not dict:
-        raise _wrong("request_data", "an object", data)
+        raise wrong_member("request_data", "an object", data)
     if stamps not in (None, "iso", "epoch"):
-        raise _wrong("timestamps", '"iso" or "epoch"', stamps)
+        raise wrong_member("timestamps", '"iso" or "epoch"', stamps)
     return Ask(features, entities, bool(full), data, stamps == "iso")
-
-
-def _wrong(name: str, want: str, value: Any) -> InvalidInputError:
-    if value is None:
-        return InvalidInputError(f'the request lacks "{name}"', hint=f"It is {want}")
-    shown = repr(value)
-    return InvalidInputError(f'"{name}" is {want}, not {shown if len(shown) <= 80 else shown[:76] + "..."}')
 
 
 class OnlineRoute:

@@ -6,17 +6,16 @@ The hot route reads its own body; its model is here for the documentation.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feature_store.errors import InvalidInputError
 from feature_store.expressions.instants import to_datetime
+from feature_store.serving.exchange import wrong_member
 from feature_store.types import TIMESTAMP, Schema
 from feature_store.values import read_column, read_value
-
-M = TypeVar("M", bound=BaseModel)
 
 
 class OnlineRequest(BaseModel):
@@ -30,27 +29,39 @@ class OnlineRequest(BaseModel):
     timestamps: Literal["iso", "epoch"] | None = None
 
 
-class Strict(BaseModel):
+class Body(BaseModel):
+    """A JSON body whose values must have the types it names: none is converted. Other members are ignored."""
+
     model_config = ConfigDict(strict=True, extra="ignore")
+    example: ClassVar[str]
 
 
-class PushRequest(Strict):
+M = TypeVar("M", bound=Body)
+
+
+class PushRequest(Body):
     """Rows for a source: its columns, each a list."""
+
+    example = '{"push_source_name": "clicks", "df": {"user_id": [1], "event_time": ["2026-11-23T12:00:00Z"]}}'
 
     push_source_name: str
     df: dict[str, list[Any]]
     to: str = "online"
 
 
-class WriteRequest(Strict):
+class WriteRequest(Body):
     """Rows for a view over columns: its join keys and features, `event_timestamp` and `created`."""
+
+    example = '{"feature_view_name": "user_stats", "df": {"user_id": [1], "event_timestamp": ["2026-11-23T12:00:00Z"]}}'
 
     feature_view_name: str
     df: dict[str, list[Any]]
 
 
-class MaterializeRequest(Strict):
+class MaterializeRequest(Body):
     """Compute [start_ts, end_ts] and write it online. Times are ISO 8601, or seconds since the epoch."""
+
+    example = '{"start_ts": "2026-11-22", "end_ts": "2026-11-23", "feature_views": ["user_stats"]}'
 
     start_ts: str | int | float | None = None
     end_ts: str | int | float | None = None
@@ -58,8 +69,10 @@ class MaterializeRequest(Strict):
     disable_event_timestamp: bool = False
 
 
-class IncrementalRequest(Strict):
+class IncrementalRequest(Body):
     """Compute what is new up to end_ts and write it online."""
+
+    example = '{"end_ts": "2026-11-23", "feature_views": ["user_stats"]}'
 
     end_ts: str | int | float
     feature_views: list[str] | None = None
@@ -74,6 +87,8 @@ class OnlineVector(BaseModel):
 
 
 class OnlineMetadata(BaseModel):
+    """The names of the columns in `results`, in order."""
+
     feature_names: list[str]
 
 
@@ -85,12 +100,16 @@ class OnlineAnswer(BaseModel):
 
 
 class Failure(BaseModel):
+    """What is wrong, for programs (`code`) and for people, and what to do."""
+
     code: str
     message: str
     hint: str | None = None
 
 
 class FailureAnswer(BaseModel):
+    """The body of every answer that is not 200."""
+
     error: Failure
 
 
@@ -100,26 +119,41 @@ class RowsAnswer(BaseModel):
     rows: int
 
 
+_WRITE_TIME = "Send ISO 8601, for example 2026-11-23T12:00:00Z"
+_TIME = "a time: ISO 8601, or seconds since the epoch"
+_WANTED = {
+    "push_source_name": "the name of a source or view",
+    "feature_view_name": "the name of a view",
+    "df": "an object of lists, one a column",
+    "to": '"online", "offline" or "online_and_offline"',
+    "start_ts": _TIME,
+    "end_ts": _TIME,
+    "feature_views": "a list of names",
+    "disable_event_timestamp": "true or false",
+}
+
+
 def read_model(model: type[M], body: dict[str, Any]) -> M:
     """The body as a model; `InvalidInputError` names the first member that is wrong."""
     try:
         return model.model_validate(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InvalidInputError(f'"{where}": {first["msg"]}') from None
+        name, *inner = error.errors(include_url=False, include_input=False)[0]["loc"]
+        hint = f"Send for example {model.example}"
+        value = body.get(str(name))
+        if name == "df" and inner and isinstance(value, dict):
+            raise wrong_member(f"df: {inner[0]}", "a list", value[inner[0]], hint) from None
+        raise wrong_member(str(name), _WANTED[str(name)], value, hint) from None
 
 
 def read_time(name: str, value: Any) -> Any:
     """A time of a request as a datetime."""
     if value is None:
-        raise InvalidInputError(f'the request lacks "{name}"', hint="Send ISO 8601, for example 2026-11-23T12:00:00Z")
+        raise InvalidInputError(f'the request lacks "{name}"', hint=_WRITE_TIME)
     try:
         return to_datetime(read_value(TIMESTAMP, value))
-    except (ValueError, TypeError, OverflowError, InvalidInputError):
-        raise InvalidInputError(
-            f'"{name}": {value!r} is not a time', hint="Send ISO 8601, for example 2026-11-23T12:00:00Z"
-        ) from None
+    except InvalidInputError:
+        raise InvalidInputError(f'"{name}": {value!r} is not a time', hint=_WRITE_TIME) from None
 
 
 def typed_table(df: Mapping[str, Sequence[Any]], schema: Schema) -> pa.Table:

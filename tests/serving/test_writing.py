@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,14 @@ from typing import Any
 import httpx
 import pytest
 
+from feature_store.errors import InvalidInputError
+from feature_store.serving.requests import (
+    IncrementalRequest,
+    MaterializeRequest,
+    PushRequest,
+    WriteRequest,
+    read_model,
+)
 from feature_store.store import FeatureStore
 from tests.serving.conftest import Served
 
@@ -75,13 +84,26 @@ def test_what_feasts_client_writes(fresh: Served) -> None:
         ("/materialize", {"start_ts": "x", "end_ts": "2026-01-01"}, 422, "start_ts"),
         ("/materialize", {"start_ts": "2026-01-01", "end_ts": "2026-01-02", "feature_views": ["x"]}, 404, "x"),
         ("/materialize-incremental", {}, 422, "end_ts"),
-        ("/materialize-incremental", {"end_ts": [1]}, 422, "end_ts"),
+        ("/materialize-incremental", {"end_ts": [1]}, 422, '"end_ts" is a time'),
+        ("/push", {"push_source_name": "stats", "df": {"user_id": 1}}, 422, '"df: user_id" is a list, not 1'),
+        ("/push", {"push_source_name": "stats", "df": {"user_id": None}}, 422, 'lacks "df: user_id"'),
+        ("/materialize", {"feature_views": [1]}, 422, '"feature_views" is a list of names, not [1]'),
+        ("/materialize", {"disable_event_timestamp": 1}, 422, '"disable_event_timestamp" is true or false, not 1'),
     ],
 )
 def test_wrong_writes(served: Served, path: str, body: dict[str, Any], status: int, part: str) -> None:
     response = served.client.post(path, json=body)
     assert response.status_code == status, response.text
     assert part in response.json()["error"]["message"]
+
+
+def test_an_example_shows_how_to_write() -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        read_model(PushRequest, {"push_source_name": "clicks"})
+    assert caught.value.message == 'the request lacks "df"'
+    assert caught.value.hint is not None and caught.value.hint.startswith("Send for example {")
+    for model in (PushRequest, WriteRequest, MaterializeRequest, IncrementalRequest):
+        assert read_model(model, json.loads(model.example))
 
 
 def test_materialize(fresh: Served) -> None:
