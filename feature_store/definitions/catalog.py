@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from feature_store.definitions.base import Definition
 from feature_store.definitions.entity import Entity
@@ -16,6 +16,8 @@ from feature_store.definitions.source import Source
 from feature_store.errors import InvalidInputError, NotFoundError, nearest
 from feature_store.expressions.relations import Computed, Relation, Rows, ScheduledQuery
 from feature_store.types import Schema, Type
+
+D = TypeVar("D", bound=Definition)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -91,6 +93,17 @@ class BoundOnDemand:
     def name(self) -> str:
         return self.view.name
 
+    def only(self, names: Collection[str]) -> BoundOnDemand:
+        """The view with some of its features, and no request values and needs but those that these read."""
+        features = tuple(feature for feature in self.features if feature.name in names)
+        read = frozenset[str]().union(*(feature.scalar.columns for feature in features))
+        return replace(
+            self,
+            request=Schema(tuple(column for column in self.request if column.name in read)),
+            needs=tuple(ref for ref in self.needs if ref.feature in read),
+            features=features,
+        )
+
 
 @dataclass(frozen=True)
 class Catalog:
@@ -130,6 +143,23 @@ class Catalog:
             )
         return found
 
+    def definitions(self, kind: type[D]) -> Mapping[str, D]:
+        """The definitions of a kind by name, as they were applied."""
+        bound: tuple[BoundView | BoundOnDemand, ...] = (*self.views.values(), *self.on_demand.values())
+        given = (*self.entities.values(), *self.sources.values(), *(found.view for found in bound))
+        return {found.name: found for found in (*given, *self.services.values()) if isinstance(found, kind)}
+
+    def definition(self, kind: type[D], name: str) -> D:
+        """One definition of a kind; `NotFoundError`."""
+        found = self.definitions(kind)
+        if name not in found:
+            raise NotFoundError(
+                f'no {kind.kind.replace("_", " ")} "{name}"',
+                code=f"{kind.kind.split('_')[-1].upper()}_NOT_FOUND",
+                hint=nearest(name, found) or f"See: fs list {kind.kind}",
+            )
+        return found[name]
+
     def resolve(
         self, features: str | FeatureService | Sequence[str | FeatureRef | Definition]
     ) -> tuple[FeatureRef, ...]:
@@ -145,24 +175,23 @@ class Catalog:
             return self.resolve(features.features)
         return tuple(dict.fromkeys(ref for item in features for ref in self._resolve_one(item)))
 
-    def needed(self, refs: Sequence[FeatureRef]) -> tuple[dict[str, list[str]], list[str]]:
-        """What answers these features: the features to read of each view, in declared order, and the on-demand views
-        to compute, each after those it needs."""
-        views: dict[str, set[str]] = {}
-        on_demand: set[str] = set()
-        queue = list(reversed(refs))
-        while queue:
-            ref = queue.pop()
-            if ref.view not in self.on_demand:
-                views.setdefault(ref.view, set()).add(ref.feature)
-            elif ref.view not in on_demand:
-                on_demand.add(ref.view)
-                queue.extend(self.on_demand[ref.view].needs)
-        ordered = {
+    def needed(self, refs: Sequence[FeatureRef]) -> tuple[dict[str, list[str]], list[BoundOnDemand]]:
+        """What answers these features and no more: the features to read of each view, in declared order, and the
+        on-demand views with the features to compute, each after those it needs."""
+        wanted: dict[str, set[str]] = {}
+        for ref in refs:
+            wanted.setdefault(ref.view, set()).add(ref.feature)
+        on_demand: list[BoundOnDemand] = []
+        for name in reversed(tuple(self.on_demand)):
+            if name in wanted:
+                on_demand.append(self.on_demand[name].only(wanted.pop(name)))
+                for ref in on_demand[-1].needs:
+                    wanted.setdefault(ref.view, set()).add(ref.feature)
+        views = {
             name: [feature for feature in self.views[name].features.names if feature in found]
-            for name, found in views.items()
+            for name, found in wanted.items()
         }
-        return ordered, [name for name in self.on_demand if name in on_demand]
+        return views, on_demand[::-1]
 
     def feature_type(self, ref: FeatureRef) -> Type:
         """The type of a feature that `resolve` gave."""

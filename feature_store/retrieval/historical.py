@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,8 +26,10 @@ from feature_store.errors import InvalidInputError, nearest
 from feature_store.expressions.relations import LatestRow, ScheduledQuery, Windows
 from feature_store.expressions.visibility import MISSING, Status, statuses
 from feature_store.frames import conform_column, read_table, require, to_instants, write_file
+from feature_store.retrieval.computations import evaluator, failure
 from feature_store.retrieval.snapshots import Snapshots
 from feature_store.storage.online import EVENT_TIME
+from feature_store.storage.rows import raw_type
 from feature_store.types import DATE, TIMESTAMP, Column, Type
 
 if TYPE_CHECKING:
@@ -119,8 +121,8 @@ class _Retrieval:
         views, on_demand = self._catalog.needed(self._query.features)
         for view, names in views.items():
             self._look_up(self._catalog.views[view], names, entities, at)
-        for name in on_demand:
-            self._compute(self._catalog.on_demand[name], entities)
+        for bound in on_demand:
+            self._compute(bound, entities)
         self._metadata |= {"features": [str(ref) for ref in self._query.features], "rows": entities.num_rows}
         return self._assemble(entities), self._metadata
 
@@ -164,12 +166,14 @@ class _Retrieval:
 
     def _compute(self, bound: BoundOnDemand, entities: pa.Table) -> None:
         """The features of an on-demand view, after those it needs."""
-        columns = {ref.feature: self._values[ref] for ref in bound.needs}
-        columns |= {column.name: _request(bound, column, entities) for column in bound.request}
-        columns = columns or {"__rows": pa.nulls(entities.num_rows)}
-        computed = self._engine_of(None).compute(
-            pa.table(columns), {f"__out_{f.name}": f.scalar for f in bound.features}
-        )
+        columns = {column.name: _request(bound, column, entities) for column in bound.request}
+        columns |= {ref.feature: self._values[ref] for ref in bound.needs}
+        outputs = {f"__out_{feature.name}": feature.scalar for feature in bound.features}
+        given = pa.table(columns or {"__rows": pa.nulls(entities.num_rows)})
+        try:
+            computed = self._engine_of(None).compute(given, outputs)
+        except InvalidInputError as error:
+            raise self._failure(bound, columns) or error from None
         for feature in bound.features:
             ref, values = FeatureRef(bound.name, feature.name), computed[f"__out_{feature.name}"]
             missing = pc.is_null(values)
@@ -178,6 +182,16 @@ class _Retrieval:
             self._values[ref] = (
                 values if default is None else pc.if_else(missing, _scalar(default, feature.type), values)
             )
+
+    def _failure(self, bound: BoundOnDemand, columns: Mapping[str, pa.ChunkedArray]) -> InvalidInputError | None:
+        """Why an engine could not compute a view: the rows are gone through again in Python, which says where."""
+        types = [column.type for column in bound.request] + [self._catalog.feature_type(ref) for ref in bound.needs]
+        raw = [
+            values.cast(type_.arrow).cast(raw_type(type_)).to_pylist()
+            for values, type_ in zip(columns.values(), types, strict=True)
+        ]
+        found = (failure(FeatureRef(bound.name, f.name), evaluator(bound, f), raw) for f in bound.features)
+        return next(filter(None, found), None)
 
     def _assemble(self, entities: pa.Table) -> pa.Table:
         table = entities

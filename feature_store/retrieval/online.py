@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,8 @@ from feature_store.definitions.catalog import BoundOnDemand, BoundView, Catalog,
 from feature_store.definitions.service import FeatureService
 from feature_store.definitions.tables import is_snapshot, marker_key, marker_table
 from feature_store.errors import InvalidInputError, TooLargeError, nearest
-from feature_store.expressions.scalars import compile_rows
 from feature_store.expressions.visibility import Status
+from feature_store.retrieval.computations import Evaluate, evaluator, failure
 from feature_store.retrieval.lookups import Columns, Feature, Lookup, lookup
 from feature_store.retrieval.response import Cells, OnlineResponse
 from feature_store.storage.online import Key, OnlineStore, Row, Table
@@ -63,13 +63,12 @@ class _ViewRead:
 
 @dataclass(frozen=True, slots=True)
 class _Computation:
-    """One on-demand view of a plan: expressions over columns of request values and of features (`needs`: their
-    places among the plan's columns), each with its default."""
+    """One on-demand view of a plan: the expressions that are needed, over columns of request values and of features
+    (`needs`: their places among the plan's columns), each with its feature and default."""
 
     request: tuple[str, ...]
     needs: tuple[int, ...]
-    features: tuple[FeatureRef, ...]
-    outputs: tuple[tuple[Callable[[Sequence[Sequence[Any]]], list[Any]], Any], ...]
+    outputs: tuple[tuple[FeatureRef, Evaluate, Any], ...]
 
 
 class OnlinePlan:
@@ -89,9 +88,9 @@ class OnlinePlan:
         self._markers: StoreRequests = []
         self._reads = tuple(self._view_read(catalog, name, refs) for name, refs in needed.items())
         places = {ref: place for place, ref in enumerate(ref for read in self._reads for ref in read.features)}
-        self._computations = tuple(_computation(catalog.on_demand[name], places) for name in on_demand)
+        self._computations = tuple(_computation(bound, places) for bound in on_demand)
         self._outputs = tuple(places[ref] for ref in self.refs)
-        self._request = _request_columns([catalog.on_demand[name] for name in on_demand])
+        self._request = _request_columns(on_demand)
         self._keys = {column.name: column.type for group in self._groups for column in group}
         self._name_set = frozenset(self.names)
         self._echoed = {name: type_ for name, type_ in self._keys.items() if type_.kind in _AS_GIVEN}
@@ -334,14 +333,13 @@ def _type(bound: BoundView, feature: str) -> Type:
 
 def _computation(bound: BoundOnDemand, places: dict[FeatureRef, int]) -> _Computation:
     """Compile an on-demand view, and give its features the next places."""
-    names = (*bound.request.names, *(ref.feature for ref in bound.needs))
-    needs = tuple(places[ref] for ref in bound.needs)
-    features = tuple(FeatureRef(bound.name, feature.name) for feature in bound.features)
-    places |= {ref: len(places) + offset for offset, ref in enumerate(features)}
     outputs = tuple(
-        (compile_rows(feature.scalar, names or ("",)), bound.defaults.get(feature.name)) for feature in bound.features
+        (FeatureRef(bound.name, feature.name), evaluator(bound, feature), bound.defaults.get(feature.name))
+        for feature in bound.features
     )
-    return _Computation(bound.request.names, needs, features, outputs)
+    needs = tuple(places[ref] for ref in bound.needs)
+    places |= {ref: len(places) + offset for offset, (ref, _, _) in enumerate(outputs)}
+    return _Computation(bound.request.names, needs, outputs)
 
 
 def _request_columns(views: Sequence[BoundOnDemand]) -> dict[str, tuple[Type, Any]]:
@@ -376,8 +374,11 @@ def _compute(computation: _Computation, cells: list[Cells], prepared: Prepared) 
     inputs = [prepared.request_values[name] for name in computation.request]
     inputs += [cells[place][0] for place in computation.needs]
     columns = inputs or [[None] * prepared.rows]
-    for evaluate, default in computation.outputs:
-        values = evaluate(columns)
+    for ref, evaluate, default in computation.outputs:
+        try:
+            values = evaluate(columns)
+        except InvalidInputError as error:
+            raise failure(ref, evaluate, columns) or error from None
         if None in values:
             statuses = [Status.NULL_VALUE if value is None else Status.PRESENT for value in values]
             filled = values if default is None else [default if value is None else value for value in values]
