@@ -29,8 +29,21 @@ def open_online_store(uri: str, project: str, root: Path) -> OnlineStore:
     return store
 
 
+def check_online_store(uri: str) -> None:
+    """`SettingsError` if no online store has the URI's scheme; nothing is opened."""
+    _entry_point(ONLINE_STORES, uri, "online store")
+
+
 def _load(group: str, uri: str, what: str) -> Any:
     """What the entry point of the URI's scheme loads."""
+    point = _entry_point(group, uri, what)
+    try:
+        return point.load()
+    except ImportError as error:
+        raise SettingsError(f"the {what} {point.name}: cannot be loaded: {error}") from error
+
+
+def _entry_point(group: str, uri: str, what: str) -> EntryPoint:
     match = _SCHEME.match(uri)
     scheme = match[1].lower() if match else ""
     known = _installed(group)
@@ -38,10 +51,7 @@ def _load(group: str, uri: str, what: str) -> Any:
         names = ", ".join(sorted(known)) or "none"
         hint = " ".join(filter(None, (nearest(scheme, known) if scheme else None, f"Known schemes: {names}")))
         raise SettingsError(f'no {what} opens "{redacted(uri)}"', hint=hint)
-    try:
-        return known[scheme].load()
-    except ImportError as error:
-        raise SettingsError(f"the {what} {scheme}: cannot be loaded: {error}") from error
+    return known[scheme]
 
 
 @cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -25,13 +25,14 @@ from feature_store.definitions import (
 from feature_store.definitions.bind import bind
 from feature_store.definitions.catalog import BoundOnDemand, BoundView, Catalog, FeatureRef
 from feature_store.definitions.difference import Node, Plan, Stored, difference
+from feature_store.definitions.directory import Directory
 from feature_store.definitions.lineage import Edge, lineage
 from feature_store.definitions.tables import tables_of
 from feature_store.errors import InvalidInputError, Location, NotFoundError, SettingsError, nearest
 from feature_store.expressions.instants import instant, to_iso
 from feature_store.materialization.batch import Materializer, Report
 from feature_store.materialization.push import Destination, Pusher, push_log
-from feature_store.plugins import open_online_store
+from feature_store.plugins import check_online_store, open_online_store
 from feature_store.registry.records import Record, State
 from feature_store.registry.registry import Registry
 from feature_store.repository import Repository
@@ -58,11 +59,11 @@ _SETTLED = {
     "request": "request_types",
 }
 _BY_KIND = {kind.kind: kind for kind in KINDS}
-_SELECT = re.compile(r"\s*(SELECT|WITH)\s", re.IGNORECASE)
+_SELECT = re.compile(r"(\s|\(|--[^\n]*\n|/\*.*?\*/)*+(SELECT|WITH)[\s(*`'\"]", re.IGNORECASE | re.DOTALL)
 _LOOK_AGAIN_AFTER = 2.0  # seconds until a process asks the registry whether somebody applied
 
 
-class FeatureStore:
+class FeatureStore(Directory):
     """One feature repository: define, materialize, read.
 
     `repo_path` is the directory of feature_store.yaml; `fs_yaml_file` another settings file. Threads may share a
@@ -231,6 +232,9 @@ class FeatureStore:
         else:
             after = _merged(_definitions(state), definitions) if partial else list(definitions)
         catalog = self._bind(after, self._engine().schema, locations)
+        for uri in (self.settings.online_store, *self._own_stores(catalog).values()):
+            check_online_store(uri)
+        warnings = [*warnings, *_not_written(catalog)]
         return difference(before, catalog, stored=self._stored(before), serial=state.serial, warnings=warnings), catalog
 
     def _stored(self, catalog: Catalog) -> dict[Node, Stored]:
@@ -318,7 +322,7 @@ class FeatureStore:
         """
         catalog = self.catalog
         query = HistoricalQuery(catalog.resolve(features), full_feature_names, as_known, statuses)
-        if isinstance(entity_df, str) and _SELECT.match(entity_df):
+        if isinstance(entity_df, str) and _is_sql(entity_df):
             entity_df = self._select(catalog, entity_df)
         return retrieve(
             catalog, query, entity_df, lambda view: self._engine(engine), self.offline_store, self._kept_snapshots
@@ -421,8 +425,20 @@ class FeatureStore:
         self._engines.clear()
 
 
+def _is_sql(text: str) -> bool:
+    """Whether it is a SELECT, after comments and parentheses, and not the path of a file."""
+    return "\n" in text.strip() or _SELECT.match(text) is not None
+
+
 def _not_after_now(end: Any) -> int:
     return min(instant(end), time.time_ns() // 1000)
+
+
+def _not_written(catalog: Catalog) -> Iterator[str]:
+    """Warnings of what services ask for that is not done yet."""
+    for service in catalog.services.values():
+        if service.logging is not None:
+            yield f"{service.title}: logging is not written by this release"
 
 
 def _definitions(state: State) -> list[Definition]:

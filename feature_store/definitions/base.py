@@ -46,10 +46,15 @@ def _tags(value: object) -> object:
 
 
 def names_of(value: object) -> object:
-    """Lets Python users give the definitions themselves where a list of names is asked for."""
+    """Lets Python users give the definitions themselves, or some features of them, where a list of names is asked
+    for."""
     if isinstance(value, (list, tuple)):
-        return tuple(item.name if isinstance(item, Definition) else item for item in value)
+        return tuple(name for item in value for name in (item if isinstance(item, tuple) else (_name_of(item),)))
     return value
+
+
+def _name_of(item: object) -> object:
+    return item.name if isinstance(item, Definition) else item
 
 
 Name = Annotated[str, BeforeValidator(_name)]
@@ -110,6 +115,13 @@ class Definition(Strict):
     def title(self) -> str:
         """What messages call it: feature view "user_orders"."""
         return title(type(self), {"name": self.name})
+
+
+class View(Definition):
+    """A definition that has features: `view[["a", "b"]]` are references to some of them."""
+
+    def __getitem__(self, names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(f"{self.name}:{name}" for name in ([names] if isinstance(names, str) else names))
 
 
 class Field(Strict):

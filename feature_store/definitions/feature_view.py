@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, model_validator
 
-from feature_store.definitions.base import Definition, Field, Name, Strict, check_names, names_of
+from feature_store.definitions.base import Field, Name, Strict, View, check_names, names_of
 from feature_store.definitions.defaults import plain
 from feature_store.definitions.mistakes import mistake
 from feature_store.errors import nearest
@@ -74,7 +74,7 @@ class Storage(Strict):
     online: str | None = None
 
 
-class FeatureView(Definition):
+class FeatureView(View):
     """Features of entities from one source, in one of three forms:
 
     - `features`: columns (or expressions over columns) of the source; at T the latest row wins.

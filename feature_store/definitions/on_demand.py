@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Discriminator, Tag, model_validator
 
-from feature_store.definitions.base import Definition, Field, Strict, check_names, names_of
+from feature_store.definitions.base import Field, Strict, View, check_names, names_of
 from feature_store.definitions.mistakes import mistake
 
 
@@ -25,7 +25,7 @@ _Input = Annotated[
 ]
 
 
-class OnDemandFeatureView(Definition):
+class OnDemandFeatureView(View):
     """Features computed at request time and in training sets by the same expressions.
 
     `inputs` are request values, feature references (`view`, `view:feature`) and other on-demand views;

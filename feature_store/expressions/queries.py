@@ -57,21 +57,26 @@ class BoundQuery:
     filters: tuple[Origin, ...]
 
 
-def bind_query(sql: str, schemas: Mapping[str, Schema]) -> BoundQuery:
+def bind_query(sql: str, schemas: Mapping[str, Schema], sample: bool = False) -> BoundQuery:
     """Check `sql` (Spark's dialect, `${date}` for the date) against its tables by name; `ExpressionError` says what is
-    unknown, or cannot mean the same on every engine, and what to do."""
-    bound, tables = _bind(sql, "duckdb", schemas, datetime.date(2024, 1, 31), {})
+    unknown, or cannot mean the same on every engine, and what to do. For a `sample` LIMIT needs no ORDER BY."""
+    bound, tables = _bind(sql, "duckdb", schemas, datetime.date(2024, 1, 31), {}, sample)
     lineage = {name: tuple(sorted(column.origins)) for name, column in bound.columns.items()}
     columns = Schema(tuple(Column(name, column.type) for name, column in bound.columns.items()))
     return BoundQuery(sql, tables, columns, lineage, tuple(sorted(bound.filters)))
 
 
 def render(
-    sql: str, dialect: str, schemas: Mapping[str, Schema], date: datetime.date, table_names: Mapping[str, str]
+    sql: str,
+    dialect: str,
+    schemas: Mapping[str, Schema],
+    date: datetime.date,
+    table_names: Mapping[str, str],
+    sample: bool = False,
 ) -> str:
     """The query of `date` for `duckdb` (session in UTC) or `spark` (ANSI mode, UTC). Tables are called by
     `table_names` where it has them; their columns must have the types in `schemas`."""
-    return _bind(sql, dialect, schemas, date, table_names)[0].text
+    return _bind(sql, dialect, schemas, date, table_names, sample)[0].text
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,7 @@ class _Context:
     dialect: str
     schemas: Mapping[str, Schema]
     names: Mapping[str, str]
+    sample: bool
     tables: list[str]
     common: Mapping[str, _Relation] = field(default_factory=dict)
 
@@ -106,9 +112,14 @@ class _Context:
 
 
 def _bind(
-    sql: str, dialect: str, schemas: Mapping[str, Schema], date: datetime.date, names: Mapping[str, str]
+    sql: str,
+    dialect: str,
+    schemas: Mapping[str, Schema],
+    date: datetime.date,
+    names: Mapping[str, str],
+    sample: bool,
 ) -> tuple[_Relation, tuple[str, ...]]:
-    context = _Context(dialect, schemas, names, [])
+    context = _Context(dialect, schemas, names, sample, [])
     try:
         relation = _query(_parse(_fill(sql, date)), context)
     except SqlglotError as error:
@@ -556,7 +567,7 @@ class _Select(Binder):
         order, limit = self.node.args.get("order"), self.node.args.get("limit")
         text = f" ORDER BY {', '.join(map(self._ordered, order.expressions))}" if order else ""
         if limit:
-            if not order:
+            if not order and not self.context.sample:
                 raise ExpressionError("LIMIT without ORDER BY: which rows come is not settled", hint="Add ORDER BY")
             count = limit.expression
             if not isinstance(count, exp.Literal) or count.is_string or not count.this.isdigit():
