@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from feature_store.cli.command import Invocation, command, instant_argument
+from feature_store.cli.command import Invocation, command, instant_argument, read_instant
 from feature_store.errors import UsageError
 
 _VIEWS = click.option("-v", "--view", "views", metavar="VIEW", multiple=True, help="Only this view; may be repeated.")
@@ -25,9 +25,10 @@ def materialize(invocation: Invocation, start: int, end: int, views: tuple[str, 
 
     if start > end:
         raise UsageError(f"START {to_iso(start)} is after END {to_iso(end)}")
+    asked, end = end, min(end, read_instant("now"))
     with reporting() as report:
         rows = invocation.store.materialize(to_datetime(start), to_datetime(end), list(views) or None, report)
-    click.echo(f"Materialized {rows:,} rows from {to_iso(start)} to {to_iso(end)}.")
+    click.echo(f"Materialized {rows:,} rows from {to_iso(start)} to {_reached(end, asked)}.")
 
 
 @command("materialize-incremental")
@@ -39,8 +40,16 @@ def materialize_incremental(invocation: Invocation, end: int, views: tuple[str, 
     Late rows since the last run are loaded too. END is ISO 8601, or now; without a zone it is UTC.
     """
     from feature_store.cli.progress import reporting
-    from feature_store.expressions.instants import to_datetime, to_iso
+    from feature_store.expressions.instants import to_datetime
 
+    asked, end = end, min(end, read_instant("now"))
     with reporting() as report:
         rows = invocation.store.materialize_incremental(to_datetime(end), list(views) or None, report)
-    click.echo(f"Materialized {rows:,} rows up to {to_iso(end)}.")
+    click.echo(f"Materialized {rows:,} rows up to {_reached(end, asked)}.")
+
+
+def _reached(end: int, asked: int) -> str:
+    """The instant that a run came to, which is now where the END asked for lies ahead."""
+    from feature_store.expressions.instants import to_iso
+
+    return to_iso(end) if end == asked else f"{to_iso(end)}, now: {to_iso(asked)} lies ahead"

@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 
+
+class _Null(str):
+    """The cell of a null, which a terminal shows dim: the text "null" is another."""
+
+    __slots__ = ()
+
+
+_NULL = _Null("null")
+
 _FEW_ROWS = 4  # up to so many rows that are wider than the terminal are shown a line a column
 
 
@@ -87,7 +96,7 @@ class TextOutput:
         width = max((len(key) for key in record if key not in listings), default=0)
         for key, value in record.items():
             if key not in listings:
-                self._line(f"{key:<{width}}  ", "bold", "-" if value is None else _cell(value))
+                self._line(f"{key:<{width}}  ", "bold", _words(value))
         for key, rows in listings.items():
             self._line("")
             self._line(key, "bold")
@@ -119,13 +128,14 @@ class TextOutput:
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[bool]) -> RichTable:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for column, right in zip(columns, numbers, strict=True):
         whole = column in ("kind", "name")
         table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=whole)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell, "dim") if isinstance(cell, _Null) else cell for cell in row))
     return table
 
 
@@ -173,17 +183,25 @@ def _infinity(value: float) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A value in a table."""
+    """A value in a table: text as it is, lists and the rest as JSON."""
     value = plain(value)
-    if isinstance(value, str):
-        return value
+    if value is None:
+        return _NULL
+    return str(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _words(value: Any) -> str:
+    """A part of a definition: names, tags and schemas without brackets."""
+    value = plain(value)
+    if value is None or value == []:
+        return "-"
     if isinstance(value, Mapping) and all(item == "" for item in value.values()):
         return ", ".join(value)  # tags given as a list
-    if isinstance(value, list) and all(isinstance(item, (str, int)) for item in value):
-        return ", ".join(map(str, value))
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
     if isinstance(value, list) and all(isinstance(item, list) and len(item) == 2 for item in value):
         return ", ".join(f"{name} {type_}" for name, type_ in value)  # a schema
-    return json.dumps(value, ensure_ascii=False)
+    return _cell(value)
 
 
 def _is_number(value: Any) -> bool:

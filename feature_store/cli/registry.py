@@ -35,7 +35,10 @@ def list(invocation: Invocation, output: Output, kind: str | None) -> None:  # n
     """List what is applied, all of it or one kind."""
     asked = _kind(kind) if kind else None
     found = invocation.store.list(asked)
-    shown = [{**item, "features": _shortened(_feature_names(item))} for item in found]
+    shown = [
+        {**item, "entities": ", ".join(item.get("entities", ())), "features": _shortened(_feature_names(item))}
+        for item in found
+    ]
     used = [column for column in _COLUMNS if column == "name" or any(row.get(column) for row in shown)]
     output.rows(found, used, shown, empty=f"Nothing{f' of kind {kind}' if kind else ''} is applied. Run: fs apply")
 

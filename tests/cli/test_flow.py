@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -123,7 +124,9 @@ def test_the_registry_is_listed(fs: Shell) -> None:
 def test_values_online_and_offline(fs: Shell) -> None:
     fs("apply")
     out = fs("materialize", "2026-01-01", "2026-01-04")
-    assert out.startswith("Materialized ")
+    assert re.fullmatch(r"Materialized \d+ rows from 2026-01-01T00:00:00Z to 2026-01-04T00:00:00Z\.\n", out)
+    ahead = fs("materialize-incremental", "2150-01-01")
+    assert re.search(r"rows up to 20[2-9].*Z, now: 2150-01-01T00:00:00Z lies ahead\.\n$", ahead)
     assert "profile: " in fs.err
     assert fs.json(
         "get-online-features", "--features", "profile", "--entity", "user_id=1", "--entity", "user_id=3"

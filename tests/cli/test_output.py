@@ -51,6 +51,24 @@ def test_a_table_for_a_pipe_has_whole_lines_and_no_colour() -> None:
     assert "\x1b" not in stream.getvalue()
 
 
+def test_lists_nulls_and_empty_texts_differ() -> None:
+    rows = [{"a": value} for value in ([], [1], ["x"], [None, 1.5], "", None, "null", [date(2026, 1, 2)], True)]
+    pipe = io.StringIO()
+    TextOutput(pipe).rows(rows, ["a"])
+    assert pipe.getvalue().splitlines() == [
+        "a", "[]", "[1]", '["x"]', "[null, 1.5]", "", "null", "null", '["2026-01-02"]', "true",
+    ]  # fmt: skip
+
+
+def test_a_terminal_shows_null_dim(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    stream = Terminal()
+    TextOutput(stream).rows([{"a": None, "b": "null"}], ["a", "b"])
+    assert "\x1b[2mnull" in stream.getvalue()
+    assert stream.getvalue().count("\x1b[2m") == 1
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
