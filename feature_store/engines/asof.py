@@ -94,7 +94,8 @@ def _match_known(session: Any, facts: Facts) -> int:
 
 def windows_as_of(session: Any, relation: Windows, spine: pa.Table, names: Collection[str], as_known: bool) -> pa.Table:
     """For each row of `spine` (as for `latest_as_of`) the windows in `names` at its time, or with a schedule at the
-    boundary before it, which is EVENT_TIME in the answer. Over no event a count is 0, the rest null.
+    boundary before it, and as EVENT_TIME the time of the latest event in reach. Over no event a count is 0, the rest
+    null.
 
     With `as_known`, over events created by then; the metadata's `hidden` counts the others."""
     windows = [window for window in relation.windows if window.name in names]
