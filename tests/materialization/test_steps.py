@@ -94,6 +94,7 @@ def test_only_the_newest_window_snapshot_is_taken() -> None:
     taken = Past(T, {"a": "1"}, published=day)
     assert steps_until(windows(Schedule("daily")), T + HOUR, taken, {"a": "1"}) == ()
     assert steps_until(windows(Schedule("daily")), T + HOUR, taken, {"a": "2"}) == (SnapshotStep(day, publish=True),)
+    assert steps_until(windows(Schedule("daily")), T + HOUR, taken, {}) == (SnapshotStep(day, publish=True),)
 
 
 def test_every_snapshot_of_a_query_is_kept_and_the_newest_published() -> None:

@@ -1,0 +1,114 @@
+"""A push stores all of its rows or none; projects that share an offline store share nothing in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from feature_store import FeatureStore
+from feature_store.errors import FeatureStoreError
+from feature_store.expressions.instants import instant
+from feature_store.materialization.push import push_log
+
+DEFINITIONS = """
+entity: {name: user, join_key: user_id, type: INT64}
+---
+source:
+  name: events
+  path: events
+  timestamp: at
+  columns: [{name: user_id, type: INT64}, {name: at, type: TIMESTAMP}, {name: price, type: INT64}]
+  stream: {push: true}
+---
+feature_views:
+  - name: a_plain
+    entities: [user]
+    source: events
+    features: [{name: price, type: INT64}]
+  - name: m_moving
+    entities: [user]
+    source: events
+    aggregations: [{name: n7d, function: count, window: 7d}]
+"""
+COMPUTED = """
+  - name: z_last
+    entities: [user]
+    source: events
+"""
+LATEST = COMPUTED + '    features: [{name: much, type: INT64, expression: "price * 9000000000000000000"}]\n'
+SNAPSHOT = COMPUTED + (
+    "    schedule: daily\n"
+    '    aggregations: [{name: s7d, function: count, window: 7d, where: "price * 9000000000000000000 > 0"}]\n'
+)
+QUERIED = """
+  - name: queried
+    entities: [user]
+    schedule: daily
+    sql: SELECT user_id, COUNT(*) AS n FROM events WHERE at < date_add('${date}', 1) GROUP BY user_id
+    features: [{name: n, type: INT64}]
+"""
+AT = "2026-03-01T12:00:00Z"
+DESTINATIONS = ("online", "offline", "online_and_offline")
+
+
+def make(root: Path, definitions: str, settings: str = "") -> FeatureStore:
+    root.mkdir(exist_ok=True)
+    (root / "events").mkdir()
+    (root / "feature_store.yaml").write_text(f"project: {root.name}\n{settings}")
+    (root / "views.yaml").write_text(definitions)
+    store = FeatureStore(root)
+    store.apply()
+    return store
+
+
+def rows(*prices: int) -> dict[str, Any]:
+    return {"user_id": list(range(len(prices))), "at": [AT] * len(prices), "price": list(prices)}
+
+
+def online(store: FeatureStore, user: int = 0) -> dict[str, Any]:
+    now = instant("2026-03-02T12:00:00Z")
+    return store.online.get(["a_plain", "m_moving"], {"user_id": [user]}, now=now).to_dict()
+
+
+@pytest.mark.parametrize("computed", [LATEST, SNAPSHOT], ids=["latest", "snapshot"])
+@pytest.mark.parametrize("to", DESTINATIONS)
+def test_what_one_view_cannot_compute_is_stored_nowhere(tmp_path: Path, computed: str, to: str) -> None:
+    """The view that fails is the last: those before it have nothing either."""
+    store = make(tmp_path / "refusing", DEFINITIONS + computed)
+    with pytest.raises(FeatureStoreError, match=r"(?i)INT64|overflow|range"):
+        store.push("events", rows(1, 2), to=to)
+    assert online(store) == {"user_id": [0], "price": [None], "n7d": [0]}
+    assert not store.offline_store.exists(push_log("events"))
+    assert store.push("events", rows(1), to=to) == 1
+    assert online(store)["n7d"] == [0 if to == "offline" else 1]
+    assert store.offline_store.exists(push_log("events")) == (to != "online")
+    store.close()
+
+
+def test_projects_that_share_an_offline_store_keep_their_own_rows(tmp_path: Path) -> None:
+    lake = tmp_path / "lake"
+    ours, theirs = (make(tmp_path / name, DEFINITIONS + QUERIED, f"offline_store: {lake}\n") for name in ("a", "b"))
+    spine = pd.DataFrame({"user_id": [0, 1], "event_timestamp": [pd.Timestamp("2026-03-02T12:00:00Z")] * 2})
+
+    def history(store: FeatureStore) -> tuple[list[Any], dict[str, Any]]:
+        job = store.get_historical_features(spine, ["a_plain:price", "queried:n"])
+        found = job.to_arrow()
+        return found.select(["price", "n"]).to_pylist(), job.metadata["computed_snapshots"]
+
+    ours.push("events", rows(1, 2), to="online_and_offline")
+    theirs.push("events", rows(5), to="online_and_offline")
+    for store in (ours, theirs):
+        store.materialize("2026-03-01T00:00:00Z", "2026-03-02T12:00:00Z")
+    seen = ([{"price": 5, "n": 1}, {"price": None, "n": None}], {})
+    assert history(ours) == ([{"price": 1, "n": 1}, {"price": 2, "n": 1}], {})
+    assert history(theirs) == seen
+    ours.teardown()
+    assert history(theirs) == seen
+    assert [each.name for each in lake.iterdir()] == ["b"]
+    theirs.teardown()
+    assert list(lake.iterdir()) == []
+    ours.close()
+    theirs.close()
