@@ -74,12 +74,36 @@ def read_file(path: Path) -> pa.Table:
         raise SourceError(f"there is no file {path}")
     try:
         if path.suffix == ".csv":
-            return pyarrow.csv.read_csv(path)
+            return _read_csv(path)
         if path.is_dir() or path.suffix == ".parquet":
             return pyarrow.parquet.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     raise InvalidInputError(f"{path} is neither Parquet nor CSV", hint=f"It should end in {' or '.join(_SUFFIXES)}")
+
+
+def _read_csv(path: Path) -> pa.Table:
+    """In a column of text an empty cell is null, "" in quotes is the empty text, and NA or null is a text."""
+    from pyarrow.csv import ConvertOptions, read_csv
+
+    table = read_csv(path)
+    texts = {field.name: field.type for field in table.schema if pa.types.is_string(field.type)}
+    if not any(pc.any(pc.equal(table[name], "")).as_py() for name in texts):
+        return table
+    # What reads types takes NA for a null too, so text is read by itself.
+    again = read_csv(
+        path,
+        convert_options=ConvertOptions(
+            include_columns=list(texts),
+            column_types=texts,
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+        ),
+    )
+    for name in texts:
+        table = table.set_column(table.column_names.index(name), name, again[name])
+    return table
 
 
 def write_file(table: pa.Table, path: Path) -> None:
@@ -104,14 +128,22 @@ def write_file(table: pa.Table, path: Path) -> None:
 
 
 def _flat(table: pa.Table) -> pa.Table:
-    """CSV has no lists: they are written as JSON text."""
+    """CSV has no lists, and times of no form: lists are written as JSON text, times as ISO 8601 in UTC."""
     import json
 
     for index, field in enumerate(table.schema):
         if pa.types.is_list(field.type):
             texts = [None if item is None else json.dumps(item, default=str) for item in table[index].to_pylist()]
             table = table.set_column(index, field.name, pa.array(texts, pa.string()))
+        elif pa.types.is_timestamp(field.type):
+            table = table.set_column(index, field.name, _iso(to_instants(table[index])))
     return table
+
+
+def _iso(instants: pa.ChunkedArray) -> pa.ChunkedArray:
+    """2026-11-23T12:00:00Z, with a fraction only where there is one."""
+    texts = pc.strftime(instants, format="%Y-%m-%dT%H:%M:%SZ")
+    return pc.replace_substring(texts, ".000000Z", "Z")
 
 
 def conform(table: pa.Table, schema: Schema, what: str, *, optional: frozenset[str] = frozenset()) -> pa.Table:
