@@ -316,7 +316,8 @@ MISTAKES = {
     ),
     "a default of another type than the aggregate": (
         view(WINDOWS + "  - name: x\n    function: count\n    window: 1h\n    default: none"),
-        'feature view "v": feature "x": default: default \'none\' is not an INT64 (f.yaml:15)',
+        'feature view "v": feature "x": default: default "none" is not an INT64. '
+        "Give an integer of 64 bits, not a string, a bool or a fraction (f.yaml:15)",
     ),
     "a query without the value": (
         BASE + "feature:\n  name: f\n  type: INT\n  entity: user\n  schedule: daily\n  compute:\n"
