@@ -325,7 +325,8 @@ MISTAKES = {
     ),
     "a default of another type": (
         "feature_view:\n  name: v\n  entities: [u]\n  source: s\n  features:\n  - {name: a, type: INT32, default: 3e9}",
-        'feature view "v": features[0].default: default 3000000000.0 is not an INT32. Give an integer from -2147483648 to 2147483647 (f.yaml:6)',
+        'feature view "v": features[0].default: default 3000000000.0 is not an INT32. '
+        "Give an integer from -2147483648 to 2147483647 (f.yaml:6)",
     ),
     "an expression missing": (
         "on_demand_feature_view:\n  name: v\n  inputs: [a]\n  features:\n  - {name: b, type: INT}",
