@@ -31,6 +31,7 @@ _EPOCH = date(1970, 1, 1)
 _FIRST_DAY, _LAST_DAY = EARLIEST // DAY, LATEST // DAY
 _EXACT = Context(prec=38, traps=[InvalidOperation, Inexact])
 """As many digits as a DECIMAL has at most. The thread's own context may have fewer, and rounds."""
+_STEPS = [Decimal(1).scaleb(-scale) for scale in range(39)]
 _NONE = frozenset({type(None)})
 _NATIVE: dict[str, type] = {
     "INT32": int, "INT64": int, "FLOAT32": float, "FLOAT64": float, "STRING": str, "BYTES": bytes, "BOOL": bool,
@@ -184,7 +185,7 @@ def _read_decimal(type_: Type, value: Any) -> Decimal:
     number = Decimal(repr(float(value)) if isinstance(value, float) else value)
     if not number.is_finite():
         raise ValueError
-    fitted = _EXACT.quantize(number, Decimal(1).scaleb(-type_.scale))
+    fitted = _EXACT.quantize(number, _STEPS[type_.scale])
     if len(fitted.as_tuple().digits) > type_.precision:
         raise ValueError
     return _EXACT.plus(fitted)  # there is no -0.00 in SQL
