@@ -216,8 +216,7 @@ class _Hop:
         order = self._visible(items, at)
         if not order:
             return None
-        times, _, rows = zip(*map(items.__getitem__, order), strict=True)
-        columns = tuple(zip(*rows, strict=True))
+        times, columns = _columns(items, order)
         for length, of_length in self.lengths:
             first = bisect_left(order, tile_item(_floor(at - length, self.hop)))
             cut = columns if not first else [column[first:] for column in columns]
@@ -234,12 +233,29 @@ class _Hop:
         order = order[bisect_left(order, since) : bisect_left(order, tile_item(at))]
         if sum(map(len, order)) == _TILE * len(order):
             return order
-        return [item for item in order if len(item) == _TILE or not self._is_covered(item, items)]
+        hidden = self._hidden([item for item in order if len(item) != _TILE], items)
+        return [item for item in order if item not in hidden] if hidden else order
 
-    def _is_covered(self, fragment: bytes, items: Mapping[bytes, StoredRow]) -> bool:
-        time = item_time(fragment)
-        tile = items.get(tile_item(_floor(time, self.hop)))
-        return tile is not None and tile[2][-1] > time
+    def _hidden(self, fragments: list[bytes], items: Mapping[bytes, StoredRow]) -> set[bytes]:
+        """Of fragments in order of time those that the tile they fall into covers. Items sort as their times do."""
+        hidden: set[bytes] = set()
+        at = 0
+        while at < len(fragments):
+            start = _floor(item_time(fragments[at]), self.hop)
+            tile, first = items.get(tile_item(start)), at
+            at = bisect_left(fragments, tile_item(start + self.hop), first)
+            if tile is not None:
+                hidden.update(fragments[first : bisect_left(fragments, tile_item(tile[2][-1]), first, at)])
+        return hidden
+
+
+def _columns(items: Mapping[bytes, StoredRow], order: list[bytes]) -> tuple[Sequence[int], Sequence[Sequence[Any]]]:
+    """The event times and the columns of values of some items, from the mapping itself where it can tell them fast."""
+    at_once = getattr(items, "columns", None)
+    if at_once is not None:
+        return at_once(order)  # type: ignore[no-any-return]
+    times, _, rows = zip(*map(items.__getitem__, order), strict=True)
+    return times, tuple(zip(*rows, strict=True))
 
 
 def _floor(at: int, hop: int) -> int:

@@ -21,7 +21,7 @@ import pyarrow as pa
 from feature_store.errors import MissingExtraError, SettingsError, StoreUnavailableError
 from feature_store.storage.codecs import codecs
 from feature_store.storage.online import Key, Row, Table
-from feature_store.storage.rows import columns_of, items_of, to_batch
+from feature_store.storage.rows import Items, columns_of, items_of, to_batch
 
 try:
     import redis
@@ -120,11 +120,12 @@ class RedisOnlineStore:
         answers: list[list[Answer]] = []
         at, at_items = 0, 0
         for table, keys in requests:
-            decode, count = codecs(table).rows.decode, len(keys)
+            rows, count = codecs(table).rows, len(keys)
             if table.items:
-                answers.append([_items(reply, decode) for reply in found_items[at_items : at_items + count]])
+                answers.append([Items(rows, dict(_pairs(each))) for each in found_items[at_items : at_items + count]])
                 at_items += count
             else:
+                decode = rows.decode
                 answers.append([data if data is None else decode(data) for data in found[at : at + count]])
                 at += count
         return answers
@@ -181,10 +182,6 @@ class RedisOnlineStore:
 def _pairs(reply: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
     """The items and rows of a hash."""
     return zip(reply[::2], reply[1::2], strict=True)
-
-
-def _items(reply: list[bytes], decode: Callable[[bytes], Row]) -> dict[bytes, Row]:
-    return {item: decode(data) for item, data in _pairs(reply)}
 
 
 class _Server:

@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import decimal
 import struct
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, reduce
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ _SIGN = 2**63
 _HEADER = struct.Struct(">BQQH")
 _CHUNK = 65_536
 _FORMATS = {"INT32": "i", "INT64": "q", "FLOAT32": "f", "FLOAT64": "d", "BOOL": "?", "TIMESTAMP": "q", "DATE": "i"}
-_DTYPES = {"i": ">i4", "q": ">i8", "f": ">f4", "d": ">f8", "?": "u1", "16s": "(16,)u1", "I": ">u4"}
+_DTYPES = {"i": ">i4", "q": ">i8", "f": ">f4", "d": ">f8", "?": "?", "16s": "V16", "I": ">u4"}
 _DIGITS = decimal.Context(prec=80)
 
 Values = tuple[Any, ...]
@@ -54,6 +55,12 @@ class RowCodec:
         self._formats = [_format(column.type) for column in schema]
         self._nulls = (len(schema) + 7) // 8
         self._dtype = _dtype(self._formats, self._nulls)
+        self._size = self._dtype.itemsize
+        self._pieces, self._decimals = _pieces(schema), _decimals(schema)
+        self._heads = [(0, VERSION), *zip((17, 18), len(schema).to_bytes(2, "big"), strict=True)]
+        self._size = self._dtype.itemsize
+        self._pieces, self._decimals = _pieces(schema), _decimals(schema)
+        self._heads = [(0, VERSION), *zip((17, 18), len(schema).to_bytes(2, "big"), strict=True)]
         self.decode = _decoder(schema)
         """The row of some bytes; `StoreUnavailableError` if they are of a later version or no row."""
 
@@ -67,6 +74,48 @@ class RowCodec:
         for batch in rows.select(names).to_batches(max_chunksize=_CHUNK):
             encoded += self._encode_batch(batch)
         return encoded
+
+    def decode_all(self, rows: Sequence[bytes]) -> tuple[Sequence[int], Sequence[Sequence[Any]]]:
+        """The event times and the columns of values of rows, one or more, as `decode` gives them row by row."""
+        count, size = len(rows), self._size
+        whole = b"".join([row[:size] for row in rows] if self._pieces else rows)
+        # The head of the first row that has other fields or a later version is where it should be, so it is found.
+        if len(whole) != count * size or any(whole[at::size] != bytes((byte,)) * count for at, byte in self._heads):
+            times, _, values = zip(*map(self.decode, rows), strict=True)
+            return times, tuple(zip(*values, strict=True))
+        fixed = np.frombuffer(whole, self._dtype)
+        columns: list[list[Any]] = [fixed[f"f{i}"].tolist() for i in range(len(self._formats))]
+        starts = [0] * count
+        for i, decode_piece in self._pieces:
+            ends = columns[i]
+            cut = zip(rows, starts, ends, strict=True)
+            columns[i], starts = [decode_piece(row[size + a : size + b]) for row, a, b in cut], ends
+        for i, scale in self._decimals:
+            columns[i] = [_decode_decimal(value, scale) for value in columns[i]]
+        for i in range(self._nulls):
+            _blank_columns(columns, 8 * i, whole[_HEADER.size + i :: size])
+        return (fixed["event_time"] ^ np.uint64(_SIGN)).astype(np.int64).tolist(), columns
+
+    def decode_all(self, rows: Sequence[bytes]) -> tuple[Sequence[int], Sequence[Sequence[Any]]]:
+        """The event times and the columns of values of rows, one or more, as `decode` gives them row by row."""
+        count, size = len(rows), self._size
+        whole = b"".join([row[:size] for row in rows] if self._pieces else rows)
+        # The head of the first row that has other fields or a later version is where it should be, so it is found.
+        if len(whole) != count * size or any(whole[at::size] != bytes((byte,)) * count for at, byte in self._heads):
+            times, _, values = zip(*map(self.decode, rows), strict=True)
+            return times, tuple(zip(*values, strict=True))
+        fixed = np.frombuffer(whole, self._dtype)
+        columns: list[list[Any]] = [fixed[f"f{i}"].tolist() for i in range(len(self._formats))]
+        starts = [0] * count
+        for i, decode_piece in self._pieces:
+            ends = columns[i]
+            cut = zip(rows, starts, ends, strict=True)
+            columns[i], starts = [decode_piece(row[size + a : size + b]) for row, a, b in cut], ends
+        for i, scale in self._decimals:
+            columns[i] = [_decode_decimal(value, scale) for value in columns[i]]
+        for i in range(self._nulls):
+            _blank_columns(columns, 8 * i, whole[_HEADER.size + i :: size])
+        return (fixed["event_time"] ^ np.uint64(_SIGN)).astype(np.int64).tolist(), columns
 
     def _encode_batch(self, batch: pa.RecordBatch) -> list[bytes]:
         fixed = np.zeros(batch.num_rows, self._dtype)
@@ -99,6 +148,64 @@ class RowCodec:
 def row_codec(schema: Schema) -> RowCodec:
     """The codec of a schema of values, made once."""
     return RowCodec(schema)
+
+
+class Items(Mapping[bytes, Row]):
+    """The rows of one key by item, kept as bytes: a row is decoded when it is asked for."""
+
+    __slots__ = ("_codec", "_rows")
+
+    def __init__(self, codec: RowCodec, rows: dict[bytes, bytes]) -> None:
+        self._codec = codec
+        self._rows = rows
+
+    def __getitem__(self, item: bytes) -> Row:
+        return self._codec.decode(self._rows[item])
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._rows
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+    def columns(self, items: Sequence[bytes]) -> tuple[Sequence[int], Sequence[Sequence[Any]]]:
+        """The event times and the columns of values of some items, one or more: far faster than row by row."""
+        return self._codec.decode_all([*map(self._rows.__getitem__, items)])
+
+
+class Items(Mapping[bytes, Row]):
+    """The rows of one key by item, kept as bytes: a row is decoded when it is asked for."""
+
+    __slots__ = ("_codec", "_rows")
+
+    def __init__(self, codec: RowCodec, rows: dict[bytes, bytes]) -> None:
+        self._codec = codec
+        self._rows = rows
+
+    def __getitem__(self, item: bytes) -> Row:
+        return self._codec.decode(self._rows[item])
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._rows
+
+    def __repr__(self) -> str:
+        return f"Items({dict(self)})"
+
+    def columns(self, items: Sequence[bytes]) -> tuple[Sequence[int], Sequence[Sequence[Any]]]:
+        """The event times and the columns of values of some items, one or more: far faster than row by row."""
+        return self._codec.decode_all([*map(self._rows.__getitem__, items)])
 
 
 def raw_type(type_: Type) -> pa.DataType:
@@ -166,13 +273,13 @@ def _raw(values: pa.Array, column: Column) -> pa.Array:
 
 
 def _fixed(values: pa.Array, type_: Type) -> Array:
-    """The values of fixed width as numpy, zero where null; DECIMAL as rows of 16 bytes."""
+    """The values of fixed width as numpy, zero where null; DECIMAL as 16 bytes."""
     if type_.kind == "DECIMAL":
         data = np.frombuffer(values.buffers()[1], np.uint8)[values.offset * 16 : (values.offset + len(values)) * 16]
         digits = np.ascontiguousarray(data.reshape(-1, 16)[:, ::-1])
         if values.null_count:
             digits[values.is_null().to_numpy(zero_copy_only=False)] = 0
-        return digits
+        return digits.view("V16").ravel()
     if values.null_count:
         values = values.fill_null(False if type_.kind == "BOOL" else 0)
     array: Array = values.to_numpy(zero_copy_only=False)
@@ -247,6 +354,26 @@ def _decode_array(data: bytes, type_: Type) -> list[Any]:
     return items
 
 
+def _pieces(schema: Schema) -> list[tuple[int, Callable[[bytes], Any]]]:
+    """The places of the fields of variable width, and what decodes each."""
+    return [(i, _decode_piece(column.type)) for i, column in enumerate(schema) if _format(column.type) == "I"]
+
+
+def _decimals(schema: Schema) -> list[tuple[int, int]]:
+    """The places of the DECIMAL fields, and the scale of each."""
+    return [(i, column.type.scale) for i, column in enumerate(schema) if _format(column.type) == "16s"]
+
+
+def _pieces(schema: Schema) -> list[tuple[int, Callable[[bytes], Any]]]:
+    """The places of the fields of variable width, and what decodes each."""
+    return [(i, _decode_piece(column.type)) for i, column in enumerate(schema) if _format(column.type) == "I"]
+
+
+def _decimals(schema: Schema) -> list[tuple[int, int]]:
+    """The places of the DECIMAL fields, and the scale of each."""
+    return [(i, column.type.scale) for i, column in enumerate(schema) if _format(column.type) == "16s"]
+
+
 def _decode_piece(type_: Type) -> Callable[[bytes], Any]:
     item = type_.item
     if item:
@@ -260,8 +387,7 @@ def _decoder(schema: Schema) -> Callable[[bytes], Row]:
     count, no_nulls = len(schema), bytes((len(schema) + 7) // 8)
     layout = struct.Struct(f">BQQH{len(no_nulls)}s{''.join(formats)}")
     size = layout.size
-    variable = [(i, _decode_piece(c.type)) for i, c in enumerate(schema) if formats[i] == "I"]
-    decimals = [(i, c.type.scale) for i, c in enumerate(schema) if formats[i] == "16s"]
+    variable, decimals = _pieces(schema), _decimals(schema)
     plain, unpack, new = not variable and not decimals, layout.unpack_from, tuple.__new__
 
     def convert(values: list[Any], data: bytes) -> None:
@@ -311,3 +437,19 @@ def _blank(values: list[Any], nulls: bytes) -> None:
         lowest = bits & -bits
         values[lowest.bit_length() - 1] = None
         bits ^= lowest
+
+
+def _blank_columns(columns: list[list[Any]], first: int, marks: bytes) -> None:
+    """Put the nulls into eight columns: of each row the byte of its bitmap that is about them."""
+    bits = reduce(or_, set(marks))
+    for i in range(8):
+        if bits >> i & 1:
+            columns[first + i] = [None if m >> i & 1 else v for m, v in zip(marks, columns[first + i], strict=True)]
+
+
+def _blank_columns(columns: list[list[Any]], first: int, marks: bytes) -> None:
+    """Put the nulls into eight columns: of each row the byte of its bitmap that is about them."""
+    bits = reduce(or_, set(marks))
+    for i in range(8):
+        if bits >> i & 1:
+            columns[first + i] = [None if m >> i & 1 else v for m, v in zip(marks, columns[first + i], strict=True)]

@@ -17,7 +17,7 @@ import pyarrow as pa
 from feature_store.errors import SettingsError, StoreUnavailableError
 from feature_store.storage.codecs import codecs
 from feature_store.storage.online import Key, Row, Table
-from feature_store.storage.rows import columns_of, items_of, to_batch
+from feature_store.storage.rows import Items, columns_of, items_of, to_batch
 
 _ROWS_A_WRITE = 20_000
 _KEYS_A_QUERY = 512
@@ -105,13 +105,13 @@ class SQLiteOnlineStore:
         return [found.get(key) for key in keys]
 
     def _read_items(self, connection: sqlite3.Connection, table: Table, keys: list[bytes]) -> list[Answer]:
-        decode = codecs(table).rows.decode
-        found: dict[bytes, dict[bytes, Row]] = {}
+        rows = codecs(table).rows
+        found: dict[bytes, dict[bytes, bytes]] = {}
         for part in _chunks(keys):
             query = f"SELECT key, item, row FROM {self._name(table)} WHERE key IN ({', '.join('?' * len(part))})"
             for key, item, data in _select(connection, query, part):
-                found.setdefault(key, {})[item] = decode(data)
-        return [found.get(key, {}) for key in keys]
+                found.setdefault(key, {})[item] = data
+        return [Items(rows, found.get(key, {})) for key in keys]
 
     def _prune(self, connection: sqlite3.Connection, table: Table, keys: set[bytes], keep_from: bytes | None) -> None:
         if keep_from is not None:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_store.errors import InvalidInputError, StoreUnavailableError
-from feature_store.storage.online import CREATED, EVENT_TIME, NO_CREATED
-from feature_store.storage.rows import STAMP, RowCodec, row_codec, to_arrow, to_batch
+from feature_store.storage.online import CREATED, EVENT_TIME, NO_CREATED, Row
+from feature_store.storage.rows import STAMP, Items, RowCodec, row_codec, to_arrow, to_batch
 from feature_store.types import (
     BOOL,
     BYTES,
@@ -86,6 +86,10 @@ def test_any_row_comes_back(case: tuple[Schema, list[tuple[Any, ...]]]) -> None:
         assert (row.event_time, row.created) == (event_time, created)
         assert same(row.values, tuple(values))
     assert codec.encode(table.slice(1)) == encoded[1:]
+    if rows:
+        times, columns = codec.decode_all(encoded)
+        assert list(times) == [row[0] for row in rows]
+        assert same([list(column) for column in columns], [list(column) for column in zip(*rows, strict=True)][2:])
 
 
 @given(st.tuples(LONGS, LONGS), st.tuples(LONGS, LONGS))
@@ -127,6 +131,29 @@ def test_fields_added_later_are_null() -> None:
     before, after = Schema.of(a=INT64, b=STRING), Schema.of(a=INT64, b=STRING, c=FLOAT64, d=array(INT32))
     data = encode_one(before, 1, "x", event_time=5)
     assert row_codec(after).decode(data) == (5, 0, (1, "x", None, None))
+
+
+def test_rows_with_fewer_fields_decode_among_others() -> None:
+    short, whole = Schema.of(a=INT64), Schema.of(a=INT64, b=INT64)
+    rows = [encode_one(whole, 1, 2, event_time=5), encode_one(short, 3), encode_one(whole, None, 4, event_time=-1)]
+    times, columns = row_codec(whole).decode_all(rows)
+    assert (list(times), [list(column) for column in columns]) == ([5, 0, -1], [[1, 3, None], [2, None, 4]])
+    with pytest.raises(StoreUnavailableError, match="has 2 fields, not 1"):
+        row_codec(short).decode_all(rows)
+    with pytest.raises(StoreUnavailableError, match="cannot read"):
+        row_codec(whole).decode_all([rows[0], b"\x02" + rows[0][1:]])
+
+
+def test_items_are_a_mapping_and_columns() -> None:
+    schema = Schema.of(a=INT64, b=STRING)
+    packed = {bytes((n,)): encode_one(schema, n, "x" * n, event_time=10 * n) for n in range(3)}
+    items = Items(row_codec(schema), packed)
+    rows = {b"\0": Row(0, 0, (0, "")), b"\1": Row(10, 0, (1, "x")), b"\2": Row(20, 0, (2, "xx"))}
+    assert items == rows
+    assert repr(items) == repr(rows)
+    assert (b"\1" in items, b"\3" in items, items.get(b"\3"), len(items)) == (True, False, None, 3)
+    assert items.columns([b"\2", b"\0"]) == ([20, 0], [[2, 0], ["xx", ""]])
+    assert Items(row_codec(schema), {}) == {}
 
 
 def test_rows_of_another_version_or_with_more_fields_are_refused() -> None:
