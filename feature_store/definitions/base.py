@@ -23,6 +23,11 @@ from feature_store.definitions.mistakes import explain, mistake
 from feature_store.errors import DefinitionError
 from feature_store.types import Type
 
+if TYPE_CHECKING:
+    from typing import Self
+
+    from pydantic.fields import FieldInfo
+
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
 
@@ -64,7 +69,23 @@ Tags = Annotated[dict[str, str], BeforeValidator(_tags)]
 """Tags as a mapping; a list of tags is a mapping to empty strings."""
 
 
-class Strict(BaseModel):
+if TYPE_CHECKING:
+
+    class _Model:
+        """What type checkers see of pydantic: constructors that take what validators read, such as ttl="7d"."""
+
+        model_config: ClassVar[ConfigDict]
+        model_fields: ClassVar[dict[str, FieldInfo]]
+
+        def __init__(self, **data: Any) -> None: ...
+        @classmethod
+        def model_validate(cls, obj: Any) -> Self: ...
+        def model_dump(self, *, mode: str, exclude_defaults: bool) -> dict[str, Any]: ...
+else:
+    _Model = BaseModel
+
+
+class Strict(_Model):
     """Frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -94,7 +115,7 @@ class Strict(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def title(model: type[BaseModel], data: Any) -> str:
+def title(model: type[Any], data: Any) -> str:
     """What messages call an object that could not be built: feature view "user_orders"."""
     kind = getattr(model, "kind", model.__name__.lower()).replace("on_demand", "on-demand").replace("_", " ")
     name = data.get("name") if isinstance(data, dict) else None
@@ -109,7 +130,7 @@ class Definition(Strict):
     name: Name
     description: str = ""
     owner: str = ""
-    tags: Tags = {}
+    tags: Tags = {}  # noqa: RUF012 - pydantic copies it
 
     @property
     def title(self) -> str:

@@ -32,9 +32,7 @@ def mistake(message: str, *path: str | int) -> PydanticCustomError:
     return PydanticCustomError("mistake", "{text}", {"text": message, "path": path})
 
 
-def explain(
-    error: ValidationError, model: type[BaseModel], title: str
-) -> tuple[DefinitionError, tuple[str | int, ...]]:
+def explain(error: ValidationError, model: type[Any], title: str) -> tuple[DefinitionError, tuple[str | int, ...]]:
     """The error for the first mistake, and the path to it. An unknown key comes before a missing one: often it is the
     missing one misspelt."""
     found = error.errors(include_url=False)
