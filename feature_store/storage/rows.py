@@ -58,9 +58,6 @@ class RowCodec:
         self._size = self._dtype.itemsize
         self._pieces, self._decimals = _pieces(schema), _decimals(schema)
         self._heads = [(0, VERSION), *zip((17, 18), len(schema).to_bytes(2, "big"), strict=True)]
-        self._size = self._dtype.itemsize
-        self._pieces, self._decimals = _pieces(schema), _decimals(schema)
-        self._heads = [(0, VERSION), *zip((17, 18), len(schema).to_bytes(2, "big"), strict=True)]
         self.decode = _decoder(schema)
         """The row of some bytes; `StoreUnavailableError` if they are of a later version or no row."""
 
@@ -74,27 +71,6 @@ class RowCodec:
         for batch in rows.select(names).to_batches(max_chunksize=_CHUNK):
             encoded += self._encode_batch(batch)
         return encoded
-
-    def decode_all(self, rows: Sequence[bytes]) -> tuple[Sequence[int], Sequence[Sequence[Any]]]:
-        """The event times and the columns of values of rows, one or more, as `decode` gives them row by row."""
-        count, size = len(rows), self._size
-        whole = b"".join([row[:size] for row in rows] if self._pieces else rows)
-        # The head of the first row that has other fields or a later version is where it should be, so it is found.
-        if len(whole) != count * size or any(whole[at::size] != bytes((byte,)) * count for at, byte in self._heads):
-            times, _, values = zip(*map(self.decode, rows), strict=True)
-            return times, tuple(zip(*values, strict=True))
-        fixed = np.frombuffer(whole, self._dtype)
-        columns: list[list[Any]] = [fixed[f"f{i}"].tolist() for i in range(len(self._formats))]
-        starts = [0] * count
-        for i, decode_piece in self._pieces:
-            ends = columns[i]
-            cut = zip(rows, starts, ends, strict=True)
-            columns[i], starts = [decode_piece(row[size + a : size + b]) for row, a, b in cut], ends
-        for i, scale in self._decimals:
-            columns[i] = [_decode_decimal(value, scale) for value in columns[i]]
-        for i in range(self._nulls):
-            _blank_columns(columns, 8 * i, whole[_HEADER.size + i :: size])
-        return (fixed["event_time"] ^ np.uint64(_SIGN)).astype(np.int64).tolist(), columns
 
     def decode_all(self, rows: Sequence[bytes]) -> tuple[Sequence[int], Sequence[Sequence[Any]]]:
         """The event times and the columns of values of rows, one or more, as `decode` gives them row by row."""
@@ -173,35 +149,6 @@ class Items(Mapping[bytes, Row]):
 
     def __repr__(self) -> str:
         return repr(dict(self))
-
-    def columns(self, items: Sequence[bytes]) -> tuple[Sequence[int], Sequence[Sequence[Any]]]:
-        """The event times and the columns of values of some items, one or more: far faster than row by row."""
-        return self._codec.decode_all([*map(self._rows.__getitem__, items)])
-
-
-class Items(Mapping[bytes, Row]):
-    """The rows of one key by item, kept as bytes: a row is decoded when it is asked for."""
-
-    __slots__ = ("_codec", "_rows")
-
-    def __init__(self, codec: RowCodec, rows: dict[bytes, bytes]) -> None:
-        self._codec = codec
-        self._rows = rows
-
-    def __getitem__(self, item: bytes) -> Row:
-        return self._codec.decode(self._rows[item])
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __contains__(self, item: object) -> bool:
-        return item in self._rows
-
-    def __repr__(self) -> str:
-        return f"Items({dict(self)})"
 
     def columns(self, items: Sequence[bytes]) -> tuple[Sequence[int], Sequence[Sequence[Any]]]:
         """The event times and the columns of values of some items, one or more: far faster than row by row."""
@@ -364,16 +311,6 @@ def _decimals(schema: Schema) -> list[tuple[int, int]]:
     return [(i, column.type.scale) for i, column in enumerate(schema) if _format(column.type) == "16s"]
 
 
-def _pieces(schema: Schema) -> list[tuple[int, Callable[[bytes], Any]]]:
-    """The places of the fields of variable width, and what decodes each."""
-    return [(i, _decode_piece(column.type)) for i, column in enumerate(schema) if _format(column.type) == "I"]
-
-
-def _decimals(schema: Schema) -> list[tuple[int, int]]:
-    """The places of the DECIMAL fields, and the scale of each."""
-    return [(i, column.type.scale) for i, column in enumerate(schema) if _format(column.type) == "16s"]
-
-
 def _decode_piece(type_: Type) -> Callable[[bytes], Any]:
     item = type_.item
     if item:
@@ -437,14 +374,6 @@ def _blank(values: list[Any], nulls: bytes) -> None:
         lowest = bits & -bits
         values[lowest.bit_length() - 1] = None
         bits ^= lowest
-
-
-def _blank_columns(columns: list[list[Any]], first: int, marks: bytes) -> None:
-    """Put the nulls into eight columns: of each row the byte of its bitmap that is about them."""
-    bits = reduce(or_, set(marks))
-    for i in range(8):
-        if bits >> i & 1:
-            columns[first + i] = [None if m >> i & 1 else v for m, v in zip(marks, columns[first + i], strict=True)]
 
 
 def _blank_columns(columns: list[list[Any]], first: int, marks: bytes) -> None:
