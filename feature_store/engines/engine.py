@@ -36,9 +36,7 @@ class Engine(Protocol):
         keys, EVENT_TIME (the latest event's), CREATED, ITEM (the tile's), `covered` (INT64: every event before it is
         in the state), and the state columns of `aggregates.tile_schema`."""
 
-    def snapshot(
-        self, relation: Windows | ScheduledQuery, at: int, *, as_known: bool = False
-    ) -> pa.RecordBatchReader:
+    def snapshot(self, relation: Windows | ScheduledQuery, at: int, *, as_known: bool = False) -> pa.RecordBatchReader:
         """A snapshot at boundary `at`: keys and values, one row a key. For Windows: every key with an event in any
         window, over events before `at`. For a query: its result for the `${date}` whose rows are valid from `at`.
 

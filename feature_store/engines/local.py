@@ -116,9 +116,7 @@ class LocalEngine:
 
         return self._stream(relation.rows.name, events.tiles_schema(relation.keys, windows), rows)
 
-    def snapshot(
-        self, relation: Windows | ScheduledQuery, at: int, *, as_known: bool = False
-    ) -> pa.RecordBatchReader:
+    def snapshot(self, relation: Windows | ScheduledQuery, at: int, *, as_known: bool = False) -> pa.RecordBatchReader:
         if isinstance(relation, ScheduledQuery):
             return self._run(relation, at, as_known)
         columns = Columns.of(relation.windows)
