@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -231,9 +232,10 @@ class _Hop:
         order = sorted(items)
         since = tile_item(_floor(at - self.lengths[0][0], self.hop))
         order = order[bisect_left(order, since) : bisect_left(order, tile_item(at))]
-        if sum(map(len, order)) == _TILE * len(order):
+        sizes = [*map(len, order)]
+        if sum(sizes) == _TILE * len(order):
             return order
-        hidden = self._hidden([item for item in order if len(item) != _TILE], items)
+        hidden = self._hidden([*compress(order, map(_TILE.__ne__, sizes))], items)
         return [item for item in order if item not in hidden] if hidden else order
 
     def _hidden(self, fragments: list[bytes], items: Mapping[bytes, StoredRow]) -> set[bytes]:
