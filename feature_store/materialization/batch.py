@@ -118,7 +118,9 @@ class Materializer:
         return int(row.values[0]) if isinstance(row, Row) else None
 
     def _check_epoch(self, bound: BoundView, epoch: str) -> None:
-        if str(self._began(bound)) != epoch:
+        began = self._began(bound)
+        # Of two runs that begin an epoch at once the earlier one's stays, whoever wrote first; one after a loss is later.
+        if began is None or began > int(epoch):
             raise StoreUnavailableError(
                 f'the online store lost its rows while "{bound.name}" was written, as after a restart without a copy',
                 hint="Run it again: it starts over",
