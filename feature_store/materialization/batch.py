@@ -119,7 +119,7 @@ class Materializer:
 
     def _check_epoch(self, bound: BoundView, epoch: str) -> None:
         began = self._began(bound)
-        # Of two runs that begin an epoch at once the earlier one's stays, whoever wrote first; one after a loss is later.
+        # Of two runs that begin an epoch at once the earlier time stays; an epoch after a loss is a later one.
         if began is None or began > int(epoch):
             raise StoreUnavailableError(
                 f'the online store lost its rows while "{bound.name}" was written, as after a restart without a copy',
