@@ -11,11 +11,9 @@ from feature_store.definitions.base import Field, Name, Strict, View, check_name
 from feature_store.definitions.defaults import plain
 from feature_store.definitions.mistakes import mistake
 from feature_store.errors import nearest
+from feature_store.expressions.aggregates import FUNCTIONS
 from feature_store.expressions.instants import DAY, Duration, default_hop
 
-FUNCTIONS = (
-    "count", "sum", "mean", "min", "max", "variance", "stddev", "first", "last", "last_n", "count_distinct",
-)  # fmt: skip
 _LAST_N = re.compile(r"last_n\(\s*(\d+)\s*\)")
 _CRON = re.compile(r"\S+(\s+\S+){4}")
 
