@@ -32,6 +32,7 @@ from feature_store.errors import InvalidInputError, Location, NotFoundError, Set
 from feature_store.expressions.instants import instant, to_iso
 from feature_store.materialization.batch import Materializer, Report
 from feature_store.materialization.push import Destination, Pusher, push_log
+from feature_store.materialization.sinks import Address
 from feature_store.plugins import check_online_store, open_online_store
 from feature_store.registry.records import Record, State
 from feature_store.registry.registry import Registry
@@ -39,7 +40,7 @@ from feature_store.repository import Repository
 from feature_store.retrieval.historical import HistoricalJob, HistoricalQuery, retrieve
 from feature_store.retrieval.online import OnlineFeatures
 from feature_store.retrieval.response import OnlineResponse
-from feature_store.settings import Settings
+from feature_store.settings import Settings, resolve_uri
 from feature_store.storage.online import OnlineStore, Table
 from feature_store.storage.routed import RoutedOnlineStore
 from feature_store.types import Column, Schema, Type
@@ -266,7 +267,7 @@ class FeatureStore(Directory):
         start, end = instant(start_date), _not_after_now(end_date)
         if start > end:
             raise InvalidInputError(f"the start {start_date} lies after the end {end_date}, or after now")
-        materializer = Materializer(self.online_store, self.offline_store, self.registry, progress)
+        materializer = self._materializer(progress)
         views = self._online_views(feature_views)
         return sum(materializer.between(view, self._engine(view.view.engine), start, end) for view in views)
 
@@ -275,9 +276,16 @@ class FeatureStore(Directory):
     ) -> int:
         """Compute what is new since the last run, late rows included, and write it online; the number of rows."""
         end = _not_after_now(end_date)
-        materializer = Materializer(self.online_store, self.offline_store, self.registry, progress)
+        materializer = self._materializer(progress)
         views = self._online_views(feature_views)
         return sum(materializer.until(view, self._engine(view.view.engine), end) for view in views)
+
+    def _materializer(self, progress: Report | None) -> Materializer:
+        return Materializer(self.online_store, self.offline_store, self.registry, self._address_of, progress)
+
+    def _address_of(self, view: str) -> Address:
+        uri = resolve_uri(self._aliased.get(view, self.settings.online_store), self.root)
+        return Address(uri, self.project, str(self.root))
 
     def _online_views(self, names: Sequence[str] | None) -> list[BoundView]:
         self.refresh()

@@ -1,15 +1,48 @@
-"""The port of engines: relations in, Arrow out."""
+"""The port of engines: relations in; out come rows that are computed where they are wanted."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Protocol
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
 
 from feature_store.expressions.relations import LatestRow, Rows, ScheduledQuery, Windows
 from feature_store.expressions.scalars import Scalar
 from feature_store.types import Schema
+
+if TYPE_CHECKING:
+    from feature_store.storage.offline import OfflineStore
+
+
+class Sink(Protocol):
+    """Writes a part of what was computed. Parts come in any order, some at the same time, and the same part comes
+    again where its worker was lost: to write it twice must be to write it once."""
+
+    @property
+    def anywhere(self) -> bool:
+        """Whether it can be pickled and called on any machine of a cluster, or in this process only."""
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> int:
+        """The number of rows written, all of them acknowledged."""
+
+
+class Computed(Protocol):
+    """Rows that an engine computes when, and each time that, one of these methods is called. What is wrong with the
+    source, or cannot be computed, is raised there."""
+
+    def read(self) -> pa.RecordBatchReader:
+        """The rows, here. The first of them are computed when it returns."""
+
+    def write(self, sink: Sink) -> int:
+        """Feeds the rows to a sink, part by part, where they are computed; the number written."""
+
+    def save(self, store: OfflineStore, table: str, where: Mapping[str, str]) -> Computed:
+        """Puts the rows, with the partition's columns behind them, in the place of that partition of an offline
+        table, in one commit; what the table then holds there. `ConflictError` as for `OfflineStore.replace`."""
+
+    def count(self) -> int:
+        """The number of rows."""
 
 
 class Engine(Protocol):
@@ -24,24 +57,24 @@ class Engine(Protocol):
 
     def latest(
         self, relation: LatestRow, start: int | None, until: int, touched: Collection[str] | None = None
-    ) -> pa.RecordBatchReader:
+    ) -> Computed:
         """The latest row of each key with start <= event time <= until: keys, values, EVENT_TIME, CREATED.
 
         `touched`: only keys with rows in these inputs (of any event time)."""
 
     def tiles(
         self, relation: Windows, hop: int, start: int | None, until: int, touched: Collection[str] | None = None
-    ) -> pa.RecordBatchReader:
+    ) -> Computed:
         """The state of each key and tile of one hop, over its events before `until`, for tiles that end after `start`:
         keys, EVENT_TIME (the latest event's), CREATED, ITEM (the tile's), `covered` (INT64: every event before it is
         in the state), and the state columns of `aggregates.tile_schema`."""
 
-    def snapshot(self, relation: Windows | ScheduledQuery, at: int, *, as_known: bool = False) -> pa.RecordBatchReader:
+    def snapshot(self, relation: Windows | ScheduledQuery, at: int, *, as_known: bool = False) -> Computed:
         """A snapshot at boundary `at`: keys and values, one row a key. For Windows: every key with an event in any
         window, over events before `at`. For a query: its result for the `${date}` whose rows are valid from `at`.
 
-        With `as_known` only rows with created <= `at` count; for a query the schema metadata `hidden` then says how
-        many rows of its sources, of event times before `at`, were not seen for that."""
+        With `as_known` only rows with created <= `at` count; for a query the schema metadata `hidden` of what is read
+        then says how many rows of its sources, of event times before `at`, were not seen for that."""
 
     def as_of(
         self, relation: LatestRow | Windows, spine: pa.Table, names: Collection[str], as_known: bool = False

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import numpy as np
@@ -28,6 +28,7 @@ import pyarrow as pa
 from feature_store.engines import facts as reading
 from feature_store.engines import windows as events
 from feature_store.engines.asof import latest_as_of, windows_as_of
+from feature_store.engines.engine import Computed, Sink
 from feature_store.engines.facts import Batches, Facts, batches, conform, event_columns, reach
 from feature_store.engines.files import csv_misfit, find_files
 from feature_store.engines.scans import Scan, listed, quoted, schema_of
@@ -40,9 +41,29 @@ from feature_store.expressions.schedules import date_valid_at
 from feature_store.storage.online import CREATED, EVENT_TIME, NO_CREATED
 from feature_store.types import Schema, Type
 
+if TYPE_CHECKING:
+    from feature_store.storage.offline import OfflineStore
+
 _CSV_LINE = re.compile(r"CSV Error on Line: (\d+)")
 _CSV_SNIFFED = re.compile(r'Error when sniffing file "(.+?)"')
 _CSV_FILE = re.compile(r"^\s*file = (.+)$", re.MULTILINE)
+
+
+class LocalRows:
+    """The port `Computed` on rows that are made in this process, as one part."""
+
+    def __init__(self, read: Callable[[], pa.RecordBatchReader]) -> None:
+        self.read = read
+
+    def write(self, sink: Sink) -> int:
+        return sink(batch for batch in self.read() if batch.num_rows)
+
+    def save(self, store: OfflineStore, table: str, where: Mapping[str, str]) -> LocalRows:
+        store.replace(table, _partitioned(self.read(), where), where)
+        return LocalRows(lambda: store.read(table, where).to_reader(reading.BATCH))
+
+    def count(self) -> int:
+        return sum(batch.num_rows for batch in self.read())
 
 
 class LocalEngine:
@@ -78,7 +99,7 @@ class LocalEngine:
 
     def latest(
         self, relation: LatestRow, start: int | None, until: int, touched: Collection[str] | None = None
-    ) -> pa.RecordBatchReader:
+    ) -> Computed:
         stamps = [pa.field(EVENT_TIME, pa.int64()), pa.field(CREATED, pa.int64())]
         values = [pa.field(each.name, each.type.arrow) for each in relation.values]
         schema = pa.schema([*relation.keys.arrow, *values, *stamps])
@@ -96,11 +117,11 @@ class LocalEngine:
             columns = f"{facts.keys}, {facts.values}, __t, coalesce(__c, {NO_CREATED})"
             yield from batches(session.sql(f"SELECT {columns} FROM ({facts.fetch('__t')})"))
 
-        return self._stream(relation.rows.name, schema, rows)
+        return self._computed(relation.rows.name, schema, rows)
 
     def tiles(
         self, relation: Windows, hop: int, start: int | None, until: int, touched: Collection[str] | None = None
-    ) -> pa.RecordBatchReader:
+    ) -> Computed:
         windows = [window for window in relation.windows if window.hop == hop]
         columns = Columns.of(windows)
 
@@ -114,9 +135,9 @@ class LocalEngine:
                     relation, windows, relation.keys.names, table, group, columns, until
                 ).to_batches()
 
-        return self._stream(relation.rows.name, events.tiles_schema(relation.keys, windows), rows)
+        return self._computed(relation.rows.name, events.tiles_schema(relation.keys, windows), rows)
 
-    def snapshot(self, relation: Windows | ScheduledQuery, at: int, *, as_known: bool = False) -> pa.RecordBatchReader:
+    def snapshot(self, relation: Windows | ScheduledQuery, at: int, *, as_known: bool = False) -> Computed:
         if isinstance(relation, ScheduledQuery):
             return self._run(relation, at, as_known)
         columns = Columns.of(relation.windows)
@@ -134,7 +155,7 @@ class LocalEngine:
                 keys = [table[name].take(pa.array(starts)) for name in relation.keys.names]
                 yield from pa.table([*keys, *(found[w.name] for w in relation.windows)], schema=schema).to_batches()
 
-        return self._stream(relation.rows.name, schema, rows)
+        return self._computed(relation.rows.name, schema, rows)
 
     def as_of(
         self, relation: LatestRow | Windows, spine: pa.Table, names: Collection[str], as_known: bool = False
@@ -166,7 +187,7 @@ class LocalEngine:
             sql = _rendered(session, sql, among, datetime.now(UTC).date(), sample=True)
             return session.sql(sql).to_arrow_table()
 
-    def _run(self, query: ScheduledQuery, at: int, as_known: bool) -> pa.RecordBatchReader:
+    def _run(self, query: ScheduledQuery, at: int, as_known: bool) -> Computed:
         """The result of a scheduled query."""
         columns = [(key.name, key.name, key.type) for key in query.keys] + list(query.values)
         schema = pa.schema([pa.field(name, type_.arrow) for name, _, type_ in columns])
@@ -184,7 +205,7 @@ class LocalEngine:
             condition = " AND ".join(f"{quoted(name)} IS NOT NULL" for name in query.keys.names)
             yield from batches(session.sql(f"SELECT {selected} FROM result WHERE {condition}"))
 
-        return self._stream(where, schema, rows, told)
+        return self._computed(where, schema, rows, told)
 
     def _groups(self, session: Any, facts: Facts, keys: Schema, columns: Columns) -> Iterator[tuple[pa.Table, Ints]]:
         """Events in order of key and time, under the keys' own names, in tables of whole keys."""
@@ -194,6 +215,11 @@ class LocalEngine:
         relation = session.sql(f"SELECT {named}, {event_columns(columns)} FROM ({facts.wide()}) {order}")
         conformed = (_conform_batch(batch, keys) for batch in batches(relation))
         return events.whole_groups(conformed, keys.names, reading.EVENTS_AT_ONCE)
+
+    def _computed(
+        self, name: str, schema: pa.Schema, rows: Callable[[Any], Batches], told: Mapping[str, str] | None = None
+    ) -> Computed:
+        return LocalRows(lambda: self._stream(name, schema, rows, told))
 
     def _stream(
         self, name: str, schema: pa.Schema, rows: Callable[[Any], Batches], told: Mapping[str, str] | None = None
@@ -269,6 +295,22 @@ def _as_type(found: pa.Schema, name: str, type_: Type) -> str:
     if type_.is_integer and (pa.types.is_floating(arrow) or pa.types.is_decimal(arrow)):
         return f"TRY_CAST(trunc({quoted(name)}) AS {type_.duckdb})"
     return f"TRY_CAST({quoted(name)} AS {type_.duckdb})"
+
+
+def _partitioned(rows: pa.RecordBatchReader, partition: Mapping[str, str]) -> pa.RecordBatchReader:
+    """The rows with the partition's columns behind them."""
+    schema = rows.schema
+    for name in partition:
+        schema = schema.append(pa.field(name, pa.string()))
+    return pa.RecordBatchReader.from_batches(
+        schema,
+        (
+            pa.record_batch(
+                [*batch, *(pa.repeat(value, batch.num_rows) for value in partition.values())], schema=schema
+            )
+            for batch in rows
+        ),
+    )
 
 
 def _conform_batch(batch: pa.RecordBatch, keys: Schema) -> pa.RecordBatch:

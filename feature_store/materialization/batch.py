@@ -1,4 +1,4 @@
-"""Batch runs: computes the steps of a view and writes them online (and snapshots offline).
+"""Batch runs: has the steps of a view computed and written online (and snapshots offline).
 
 Every write is idempotent (the store keeps the greatest event time, tiles and snapshots are whole), and progress is
 recorded only after the store acknowledged, so a run killed anywhere and run again ends in the same state.
@@ -7,9 +7,9 @@ recorded only after the store acknowledged, so a run killed anywhere and run aga
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -25,10 +25,11 @@ from feature_store.definitions.tables import (
     snapshots_path,
     tile_table,
 )
-from feature_store.engines.engine import Engine
+from feature_store.engines.engine import Computed, Engine
 from feature_store.errors import ConflictError, StoreUnavailableError
 from feature_store.expressions.aggregates import tile_item
 from feature_store.expressions.relations import LatestRow, ScheduledQuery, Windows
+from feature_store.materialization.sinks import Address, OnlineSink, Stamp, timed
 from feature_store.materialization.steps import (
     LatestStep,
     Past,
@@ -40,13 +41,16 @@ from feature_store.materialization.steps import (
 )
 from feature_store.registry.records import Progress
 from feature_store.registry.registry import Registry
-from feature_store.storage.online import CREATED, EVENT_TIME, ITEM, NO_CREATED, OnlineStore, Row, Table
+from feature_store.storage.online import NO_CREATED, OnlineStore, Row, Table
 
 if TYPE_CHECKING:
     from feature_store.storage.offline import OfflineStore
 
 Report = Callable[[str, int, int, int], None]
 """Called with (view, steps done, steps in all, rows written so far)."""
+
+AddressOf = Callable[[str], Address]
+"""Where the store of a view is."""
 
 Change = Callable[[Progress], Progress]
 
@@ -60,8 +64,16 @@ _EPOCH = "epoch of the online store"
 class Materializer:
     """Brings views' online values up to an instant."""
 
-    def __init__(self, online: OnlineStore, offline: OfflineStore, registry: Registry, report: Report | None) -> None:
+    def __init__(
+        self,
+        online: OnlineStore,
+        offline: OfflineStore,
+        registry: Registry,
+        address_of: AddressOf,
+        report: Report | None,
+    ) -> None:
         self._online = online
+        self._address_of = address_of
         self._offline = offline
         self._registry = registry
         self._report = report or (lambda view, done, total, rows: None)
@@ -110,7 +122,7 @@ class Materializer:
             table = epoch_table(bound)
             row = pa.table([[name] for name in marker_key(bound)] + [[now]], schema=_schema(table))
             self._online.create(table)
-            self._online.write(table, _timed(row, -now, NO_CREATED))  # of two at once, the first stays
+            self._online.write(table, timed(row, -now, NO_CREATED))  # of two at once, the first stays
         return {_EPOCH: str(self._began(bound))}
 
     def _began(self, bound: BoundView) -> int | None:
@@ -146,54 +158,43 @@ class Materializer:
 
     def _write_latest(self, bound: BoundView, engine: Engine, step: LatestStep) -> int:
         assert isinstance(bound.relation, LatestRow)
-        reader = engine.latest(bound.relation, step.start, step.until, step.touched)
-        return self._write(latest_table(bound), reader)
+        rows = engine.latest(bound.relation, step.start, step.until, step.touched)
+        return self._write(rows, self._sink(bound, latest_table(bound)))
 
     def _write_tiles(self, bound: BoundView, engine: Engine, step: TileStep) -> int:
         assert isinstance(bound.relation, Windows)
-        reader = engine.tiles(bound.relation, step.hop, step.start, step.until, step.touched)
-        return self._write(tile_table(bound, step.hop), reader, tile_item(step.keep_from))
+        rows = engine.tiles(bound.relation, step.hop, step.start, step.until, step.touched)
+        return self._write(rows, self._sink(bound, tile_table(bound, step.hop), tile_item(step.keep_from)))
 
     def _write_snapshot(self, bound: BoundView, engine: Engine, step: SnapshotStep) -> int:
         """All rows first, then the marker: readers go over to the new snapshot in one step."""
         relation = bound.relation
         assert not isinstance(relation, LatestRow)
-        if isinstance(relation, ScheduledQuery):
-            rows: Any = self._keep(bound, relation, engine, step.at)
-        else:
-            rows = engine.snapshot(relation, step.at)
+        rows = engine.snapshot(relation, step.at)
+        kept = self._keep(bound, rows, step.at) if isinstance(relation, ScheduledQuery) else None
         current = self._marker(bound)
         if not step.publish or (current and current.event_time > step.at):
-            return rows.num_rows if isinstance(rows, pa.Table) else 0
-        return self._publish(bound, rows, step.at, current)
+            return kept.count() if kept else 0
+        return self._publish(bound, kept or rows, step.at, current)
 
-    def _keep(self, bound: BoundView, query: ScheduledQuery, engine: Engine, at: int) -> pa.Table:
+    def _keep(self, bound: BoundView, rows: Computed, at: int) -> Computed:
         """Keep a snapshot offline, and read it as it is kept: of two runs at once the later one's."""
-        path, partition = snapshots_path(bound), {VALID_FROM: str(at)}
         for attempt in range(_ATTEMPTS):
             try:
-                self._offline.replace(path, _partitioned(engine.snapshot(query, at), partition), partition)
-                break
+                return rows.save(self._offline, snapshots_path(bound), {VALID_FROM: str(at)})
             except ConflictError:
                 if attempt == _ATTEMPTS - 1:
                     raise
-        return self._offline.read(path, partition)
+        raise AssertionError
 
-    def _publish(self, bound: BoundView, rows: Any, at: int, current: Row | None) -> int:
+    def _publish(self, bound: BoundView, rows: Computed, at: int, current: Row | None) -> int:
         generation = max(time.time_ns() // 1000, (current.values[0] + 1) if current else 0)
-        table = snapshot_table(bound)
         keep_from = tile_item(current.values[0]) if current else None
-        batches = rows.to_batches(max_chunksize=65536) if isinstance(rows, pa.Table) else rows
-        written = 0
-        self._online.create(table)
-        for batch in batches:
-            stamped = _stamp(pa.Table.from_batches([batch]).select(_columns(table)), at, generation)
-            self._online.write(table, stamped, keep_from)
-            written += batch.num_rows
+        written = self._write(rows, self._sink(bound, snapshot_table(bound), keep_from, Stamp(at, generation)))
         markers = marker_table(bound)
         marker = pa.table([[name] for name in marker_key(bound)] + [[generation]], schema=_schema(markers))
         self._online.create(markers)
-        self._online.write(markers, _timed(marker, at, generation))
+        self._online.write(markers, timed(marker, at, generation))
         return written
 
     def _marker(self, bound: BoundView) -> Row | None:
@@ -201,13 +202,14 @@ class Materializer:
         assert row is None or isinstance(row, Row)
         return row
 
-    def _write(self, table: Table, reader: pa.RecordBatchReader, keep_from: bytes | None = None) -> int:
-        self._online.create(table)
-        written = 0
-        for batch in _not_empty(reader):
-            self._online.write(table, pa.Table.from_batches([batch]), keep_from)
-            written += batch.num_rows
-        return written
+    def _sink(
+        self, bound: BoundView, table: Table, keep_from: bytes | None = None, stamp: Stamp | None = None
+    ) -> OnlineSink:
+        return OnlineSink(self._address_of(bound.name), table, keep_from, stamp, self._online)
+
+    def _write(self, rows: Computed, sink: OnlineSink) -> int:
+        self._online.create(sink.table)
+        return rows.write(sink)
 
     def _progress(self, bound: BoundView) -> Progress:
         return self._registry.progress(bound.name, bound.version) or Progress(bound.name, bound.version)
@@ -266,40 +268,5 @@ def _is_lost(progress: Progress, inputs: dict[str, str]) -> bool:
     return progress.inputs.get(_EPOCH) != inputs[_EPOCH]
 
 
-def _columns(table: Table) -> list[str]:
-    return [*table.keys.names, *table.values.names]
-
-
 def _schema(table: Table) -> pa.Schema:
     return pa.schema([*table.keys.arrow, *table.values.arrow])
-
-
-def _partitioned(rows: pa.RecordBatchReader, partition: dict[str, str]) -> pa.RecordBatchReader:
-    """The rows with the partition's columns behind them."""
-    schema = rows.schema
-    for name in partition:
-        schema = schema.append(pa.field(name, pa.string()))
-    return pa.RecordBatchReader.from_batches(
-        schema,
-        (
-            pa.record_batch(
-                [*batch, *(pa.repeat(value, batch.num_rows) for value in partition.values())], schema=schema
-            )
-            for batch in rows
-        ),
-    )
-
-
-def _timed(rows: pa.Table, event_time: int, created: int) -> pa.Table:
-    for name, value in ((EVENT_TIME, event_time), (CREATED, created)):
-        rows = rows.append_column(name, pa.repeat(pa.scalar(value, pa.int64()), rows.num_rows))
-    return rows
-
-
-def _stamp(rows: pa.Table, at: int, generation: int) -> pa.Table:
-    item = pa.repeat(pa.scalar(tile_item(generation), pa.binary()), rows.num_rows)
-    return _timed(rows, at, generation).append_column(ITEM, item)
-
-
-def _not_empty(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
-    return (batch for batch in reader if batch.num_rows)

@@ -81,6 +81,6 @@ class Snapshots:
         if at in self._stored:
             return self._offline.read(self._path, {VALID_FROM: str(at)})
         self.computed.append(at)
-        found = self._engine.snapshot(self._query, at, as_known=self._as_known).read_all()
+        found = self._engine.snapshot(self._query, at, as_known=self._as_known).read().read_all()
         self.hidden += int((found.schema.metadata or {}).get(b"hidden", 0))
         return found

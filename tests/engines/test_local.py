@@ -155,7 +155,7 @@ def test_the_latest_row_is_the_oracles(
 def test_latest_is_the_oracles(
     engine: LocalEngine, tmp_path: Path, rows: list[Row], start: int | None, until: int
 ) -> None:
-    reader = engine.latest(latest(source(write(fresh(tmp_path) / "rows.parquet", rows))), start, until)
+    reader = engine.latest(latest(source(write(fresh(tmp_path) / "rows.parquet", rows))), start, until).read()
     assert reader.schema.names == ["user_id", "price", "note", EVENT_TIME, CREATED]
     found = {row["user_id"]: row for row in reader.read_all().to_pylist()}
     for key in (1, 2, 3):
@@ -209,12 +209,12 @@ def test_merged_tiles_are_the_windows(
     for hop in relation.hops:
         names = tile_schema([each for each in WINDOWS if each.hop == hop]).names
         items: dict[int, dict[bytes, Any]] = {key: {} for key in stored}
-        for row in engine.tiles(relation, hop, None, until).read_all().to_pylist():
+        for row in engine.tiles(relation, hop, None, until).read().read_all().to_pylist():
             values = tuple(row[name] for name in names)
             items[row["user_id"]][row[ITEM]] = (row[EVENT_TIME], row[CREATED], values)
         for key in stored:
             stored[key].append(items[key])
-        later = engine.tiles(relation, hop, start, until).read_all()
+        later = engine.tiles(relation, hop, start, until).read().read_all()
         assert all(start is None or item_time(item) + hop > start for item in later[ITEM].to_pylist())
         count = sum(start is None or item_time(item) + hop > start for each in items.values() for item in each)
         assert later.num_rows == count
@@ -231,7 +231,7 @@ def test_a_snapshot_has_every_key_in_the_longest_window(
     engine: LocalEngine, tmp_path: Path, rows: list[Row], at: int
 ) -> None:
     relation = Windows(source(write(fresh(tmp_path) / "rows.parquet", rows)), KEYS, WINDOWS, Schedule("daily"))
-    found = engine.snapshot(relation, at).read_all().to_pylist()
+    found = engine.snapshot(relation, at).read().read_all().to_pylist()
     since = min((at - each.length) // each.hop * each.hop for each in WINDOWS)
     assert sorted(row["user_id"] for row in found) == sorted({row[0] for row in rows if since <= row[1] < at})
     for row in found:
@@ -269,7 +269,7 @@ def test_many_batches_of_events(engine: LocalEngine, tmp_path: Path, monkeypatch
     for (key, at), answer in zip(asked, found, strict=True):
         for each in (WINDOWS[0], WINDOWS[2]):
             assert same(answer[each.name], expected_of(each, rows, key, at))
-    tiles = engine.tiles(relation, 5, None, 100).read_all()
+    tiles = engine.tiles(relation, 5, None, 100).read().read_all()
     assert tiles.num_rows == len({(key, time // 5) for key, time, *_ in rows})
 
 
@@ -277,7 +277,7 @@ def test_many_batches_of_events(engine: LocalEngine, tmp_path: Path, monkeypatch
 
 
 def prices_of(engine: LocalEngine, rows: Rows) -> list[tuple[int, Any, int]]:
-    found = engine.latest(latest(rows, "price"), None, 2**55).read_all().to_pylist()
+    found = engine.latest(latest(rows, "price"), None, 2**55).read().read_all().to_pylist()
     return sorted((row["user_id"], row["price"], row[EVENT_TIME]) for row in found)
 
 
@@ -324,7 +324,7 @@ def test_hive_partitions_are_columns(engine: LocalEngine, tmp_path: Path) -> Non
     assert engine.schema(bare) == Schema.of(user_id=INT64, at=TIMESTAMP, price=FLOAT64, dt=DATE)
     for type_, expected in ((DATE, date(2026, 1, 2)), (STRING, "2026-01-02")):
         rows = source(tmp_path / "s", Schema.of(user_id=INT64, at=TIMESTAMP, price=FLOAT64, dt=type_), created=None)
-        assert engine.latest(latest(rows, "dt"), None, 2**55).read_all()["dt"].to_pylist() == [expected]
+        assert engine.latest(latest(rows, "dt"), None, 2**55).read().read_all()["dt"].to_pylist() == [expected]
 
 
 def test_delta_is_read_at_its_current_version(engine: LocalEngine, tmp_path: Path) -> None:
@@ -364,9 +364,9 @@ def test_only_keys_touched_by_these_inputs(engine: LocalEngine, tmp_path: Path) 
         after = engine.inputs(rows)
         changed = {name for name in after if before.get(name) != after[name]}
         assert len(changed) == 1
-        found = engine.latest(latest(rows, "price"), None, 100, changed).read_all()
+        found = engine.latest(latest(rows, "price"), None, 100, changed).read().read_all()
         assert found.select(["user_id", "price"]).to_pylist() == [{"user_id": 2, "price": 1.0}]
-        tiles = engine.tiles(Windows(rows, KEYS, WINDOWS), 5, None, 100, changed).read_all()
+        tiles = engine.tiles(Windows(rows, KEYS, WINDOWS), 5, None, 100, changed).read().read_all()
         assert sorted(tiles["rows.count"].to_pylist()) == [1, 1]
         assert set(tiles["user_id"].to_pylist()) == {2}
 
@@ -409,7 +409,7 @@ def test_rows_equal_in_unique_columns_count_once(engine: LocalEngine, tmp_path: 
 def test_rows_without_key_or_time_are_left_out(engine: LocalEngine, tmp_path: Path) -> None:
     rows = source(write(tmp_path / "a.parquet", [(None, 1, None, 1.0, None), (2, None, None, 1.0, None)]))
     assert prices_of(engine, rows) == []
-    assert engine.tiles(Windows(rows, KEYS, WINDOWS), 5, None, 100).read_all().num_rows == 0
+    assert engine.tiles(Windows(rows, KEYS, WINDOWS), 5, None, 100).read().read_all().num_rows == 0
     found = engine.as_of(latest(rows, "price"), spine((None, 10), (2, 10)), ["price"])
     assert found.to_pylist() == [{"price": None, EVENT_TIME: None}] * 2
 
@@ -448,7 +448,7 @@ def test_a_column_that_vanished(engine: LocalEngine, tmp_path: Path) -> None:
     pq.write_table(pq.read_table(path).rename_columns(["user_id", "at", "created", "prize", "note"]), path)
     with pytest.raises(SourceError, match=r'"price" was FLOAT64 at apply and is gone .* Did you mean "prize"'):
         prices_of(engine, source(path))
-    assert engine.latest(latest(source(path), "note"), None, 2**55).read_all().num_rows == 1
+    assert engine.latest(latest(source(path), "note"), None, 2**55).read().read_all().num_rows == 1
 
 
 def test_a_column_that_changed_type(engine: LocalEngine, tmp_path: Path) -> None:
@@ -488,7 +488,7 @@ def test_any_time_type_is_an_instant(engine: LocalEngine, tmp_path: Path, type_:
     at = moment("2026-01-01")
     assert prices_of(engine, source(path, created=None)) == [(1, 1.0, at)]
     for rows in (source(path), source(path, unique=("user_id",))):
-        assert list(engine.latest(latest(rows, "price"), at, at + 1).read_all()["price"].to_pylist()) == [1.0]
+        assert list(engine.latest(latest(rows, "price"), at, at + 1).read().read_all()["price"].to_pylist()) == [1.0]
         found = engine.as_of(counts(rows), spine((1, at + 1)), ["n"], as_known=True)
         assert found["n"].to_pylist() == [1]
 
@@ -506,10 +506,10 @@ def test_a_scheduled_query_runs_for_the_day_before(engine: LocalEngine, tmp_path
     sql = "SELECT user_id, COUNT(*) AS value FROM events WHERE at < date_add('${date}', 1) GROUP BY user_id"
     relation = query(sql, rows, n=("value", INT32))
     for day, count in (("2026-01-02", 1), ("2026-01-03", 2)):
-        found = engine.snapshot(relation, moment(day)).read_all()
+        found = engine.snapshot(relation, moment(day)).read().read_all()
         assert found.schema.field("n").type == pa.int32()
         assert found.to_pylist() == [{"user_id": 1, "n": count}]
-    assert engine.snapshot(relation, moment("2026-01-01")).read_all().num_rows == 0
+    assert engine.snapshot(relation, moment("2026-01-01")).read().read_all().num_rows == 0
 
 
 @pytest.mark.parametrize("kind", ["parquet", "delta"])
@@ -522,14 +522,16 @@ def test_nan_is_greater_than_any_number_whatever_statistics_say(engine: LocalEng
     found = engine.as_of(Windows(source(path), KEYS, WINDOWS), spine((1, 10)), ["dear"])
     assert found["dear"].to_pylist() == [1]
     sql = "SELECT user_id, COUNT(*) AS value FROM events WHERE price > 0 GROUP BY user_id"
-    answer = engine.snapshot(query(sql, source(path), n=("value", INT64)), moment("2026-01-01")).read_all()
+    answer = engine.snapshot(query(sql, source(path), n=("value", INT64)), moment("2026-01-01")).read().read_all()
     assert answer["n"].to_pylist() == [1]
 
 
 def test_two_rows_for_one_key_are_refused(engine: LocalEngine, tmp_path: Path) -> None:
     rows = source(write(tmp_path / "a.parquet", clicks("2026-01-01T05:00:00", "2026-01-02T05:00:00")))
     with pytest.raises(SourceError, match="more than one row for user_id=1"):
-        engine.snapshot(query("SELECT user_id, price FROM events", rows, p=("price", FLOAT64)), moment("2026-01-03"))
+        engine.snapshot(
+            query("SELECT user_id, price FROM events", rows, p=("price", FLOAT64)), moment("2026-01-03")
+        ).read()
 
 
 def test_compute_appends_columns_in_row_order(engine: LocalEngine) -> None:
@@ -557,7 +559,7 @@ def test_a_reader_may_be_dropped_half_read(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("feature_store.engines.facts.BATCH", 10)
     engine = LocalEngine()
     rows = source(write(tmp_path / "a.parquet", [(key, 5, None, 1.0, None) for key in range(1000)]))
-    reader = engine.latest(latest(rows), None, 10)
+    reader = engine.latest(latest(rows), None, 10).read()
     reader.read_next_batch()
     del reader
     assert len(prices_of(engine, rows)) == 1000
