@@ -1,0 +1,66 @@
+"""The tables of a registry, as this release reads and writes them.
+
+To change them, in one commit:
+
+1. change the tables here (one with a column `project` is emptied by `Registry.drop`),
+2. add 1 to `SCHEMA_VERSION`,
+3. add `migrations/versions/v<number>_<what>.py`, whose `upgrade` does the same to the tables of the version before
+   it; its `revision` is the number in four digits. What is written there stays as it is once released.
+
+tests/registry/test_migrations.py compares the two on SQLite and PostgreSQL and prints what differs.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+SCHEMA_VERSION = 2
+
+METADATA = sa.MetaData()
+SCHEMA = sa.Table(
+    "fs_schema",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("version", sa.Integer, nullable=False),
+)
+"""One row: the version of all tables. Every release reads it first, so it never changes itself."""
+
+MIGRATIONS = sa.Table("fs_migrations", METADATA, sa.Column("version_num", sa.String(32), primary_key=True))
+"""The same version as Alembic keeps it; under a name of its own, since others' tables may lie beside these."""
+
+PROJECTS = sa.Table(
+    "fs_projects",
+    METADATA,
+    sa.Column("project", sa.String(128), primary_key=True),
+    sa.Column("serial", sa.BigInteger, nullable=False),
+)
+RECORDS = sa.Table(
+    "fs_records",
+    METADATA,
+    sa.Column("project", sa.String(128), primary_key=True),
+    sa.Column("kind", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(128), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+    sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("bound", sa.Text, nullable=False),
+    sa.Column("deleted", sa.Boolean, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("since_serial", sa.BigInteger, nullable=False),
+    sa.Column("until_serial", sa.BigInteger, nullable=True),
+    sa.Index("fs_records_live", "project", "until_serial"),
+)
+PROGRESS = sa.Table(
+    "fs_progress",
+    METADATA,
+    sa.Column("project", sa.String(128), primary_key=True),
+    sa.Column("view", sa.String(128), primary_key=True),
+    sa.Column("version", sa.String(64), primary_key=True),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+)
+
+
+def revision(version: int) -> str:
+    """Alembic's name of a version."""
+    return f"{version:04}"
