@@ -37,7 +37,9 @@ from feature_store.plugins import check_online_store, open_online_store
 from feature_store.registry.records import Record, State
 from feature_store.registry.registry import Registry
 from feature_store.repository import Repository
-from feature_store.retrieval.historical import HistoricalJob, HistoricalQuery, retrieve
+from feature_store.retrieval.assembly import HistoricalQuery
+from feature_store.retrieval.historical import retrieve
+from feature_store.retrieval.job import HistoricalJob
 from feature_store.retrieval.online import OnlineFeatures
 from feature_store.retrieval.response import OnlineResponse
 from feature_store.settings import Settings, resolve_uri
@@ -98,6 +100,15 @@ class FeatureStore(Directory):
     @cached_property
     def registry(self) -> Registry:
         return Registry(self.settings.registry, self.project)
+
+    def upgrade_registry(self) -> int | None:
+        """Bring the tables of an older release up to this one; the version they had, None if there is nothing to do.
+
+        Releases older than this one cannot open the registry then. A registry in SQLite is upgraded when it is opened.
+        """
+        if "registry" not in self.__dict__:
+            self.registry = Registry(self.settings.registry, self.project, upgrade=True)
+        return self.registry.upgraded_from
 
     @cached_property
     def online_store(self) -> OnlineStore:
@@ -203,6 +214,7 @@ class FeatureStore(Directory):
         """
         if isinstance(definitions, Definition):
             definitions = [definitions]
+        self.upgrade_registry()
         plan, catalog = self._plan(definitions, partial)
         if not allow_destructive:
             plan.refuse_destructive()
