@@ -27,6 +27,7 @@ COMMANDS = {
     "list": "registry",
     "describe": "registry",
     "lineage": "registry",
+    "registry": "registry",
     "materialize": "materialize",
     "materialize-incremental": "materialize",
     "get-online-features": "online",
@@ -134,7 +135,8 @@ def main() -> None:
 def _click_message(error: click.ClickException) -> str:
     text = error.format_message().rstrip(".")
     context = getattr(error, "ctx", None)
-    return f"{text}. See: {context.command_path} --help" if context else text
+    stop = "" if text.endswith("?") else "."
+    return f"{text}{stop} See: {context.command_path} --help" if context else text
 
 
 def _fail(invocation: Invocation, text: str, code: int) -> int:

@@ -80,6 +80,16 @@ def command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
     return decorate
 
 
+def group(name: str, *commands: click.Command) -> Callable[[Callable[..., Any]], click.Group]:
+    """A command of `fs` that has commands: `fs registry upgrade`."""
+
+    def decorate(function: Callable[..., Any]) -> click.Group:
+        settings = {"help_option_names": ["-h", "--help"]}
+        return click.group(name, commands=commands, context_settings=settings)(repository_options(function))
+
+    return decorate
+
+
 def _output(_ctx: click.Context, _parameter: click.Parameter, as_json: bool) -> Output:
     from feature_store.cli.output import JsonOutput, TextOutput
 

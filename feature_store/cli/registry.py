@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from feature_store.cli.command import Invocation, command, json_option
+from feature_store.cli.command import Invocation, command, group, json_option
 from feature_store.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -64,6 +64,23 @@ def lineage(invocation: Invocation, output: Output, name: str | None) -> None:
     """
     edges = [edge.to_dict() for edge in invocation.store.lineage(name)]
     output.rows(edges, ("from", "as", "to"), _joined(edges), empty="No column leads from or to it.")
+
+
+@command("upgrade")
+def upgrade(invocation: Invocation) -> None:
+    """Bring the registry's tables to this release.
+
+    Older releases cannot open it then. fs apply does the same first; a registry in SQLite needs neither.
+    """
+    before = invocation.store.upgrade_registry()
+    click.echo(
+        "The registry is of this release." if before is None else f"Upgraded the registry from version {before}."
+    )
+
+
+@group("registry", upgrade)
+def registry() -> None:
+    """Look after the registry's database."""
 
 
 def _kind(text: str) -> str:

@@ -35,6 +35,7 @@ class Database:
 
     def __init__(self, url: str, upgrade: bool = False) -> None:
         self.engine, self.where = _open(url)
+        self.upgraded_from: int | None = None
         try:
             with self.mapped():
                 self._prepare(upgrade or self.engine.dialect.name == "sqlite")
@@ -95,6 +96,7 @@ class Database:
                 from feature_store.registry import migrations  # Alembic, which takes as long to load as SQLAlchemy
 
                 migrations.upgrade(connection)
+                self.upgraded_from = version
 
     def _misfit(self, version: int) -> SettingsError:
         newer = version > SCHEMA_VERSION

@@ -41,6 +41,8 @@ class Registry:
     def __init__(self, url: str, project: str, upgrade: bool = False) -> None:
         self.project = project
         self._database = Database(url, upgrade)
+        self.upgraded_from = self._database.upgraded_from
+        """The version of the tables that were upgraded now; None where they were of this release or are new."""
 
     def serial(self) -> int:
         """The number of commits so far, 0 for a project that has none."""
