@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
 from typing import Any, Literal
 
 Action = Literal["create", "update", "delete"]
@@ -51,12 +52,35 @@ class Change:
     bound: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Role(StrEnum):
+    """What an earlier version of a view is still there for."""
+
+    SERVED = "served"
+    """It answers online reads until the applied one is complete."""
+    RETIRED = "retired"
+    """Its tables are to be dropped once no server reads them any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version of a view beside the one that is applied: its definition is that of the registry at `serial`, read in
+    `timezone`. It has its role `since` an instant (microseconds)."""
+
+    view: str
+    version: str
+    role: Role
+    serial: int
+    timezone: str
+    since: int
+
+
 @dataclass(frozen=True, slots=True)
 class State:
-    """The live records of a project as of one serial, ordered by kind and name."""
+    """The live records of a project as of one serial, ordered by kind and name, and the versions beside those."""
 
     serial: int
     records: tuple[Record, ...]
+    versions: tuple[Version, ...] = ()
 
     def get(self, kind: str, name: str) -> Record | None:
         return next((record for record in self.records if record.kind == kind and record.name == name), None)
@@ -66,14 +90,16 @@ class State:
 class Progress:
     """How far one version of a view is materialized.
 
-    Everything up to the instant `through` is online; `inputs` are the fingerprints of what was read for it; `done` are
-    the steps finished (start, end) of a run still in flight over the inputs `running`; `snapshots` the boundaries kept.
-    `revision` is 0 for a record that was never saved, and moves by one with every save.
+    Everything up to the instant `through` is online, of event times from `since` on (None: all there is). `inputs` are
+    the fingerprints of what was read for it; `done` are the steps finished (start, end) of a run still in flight over
+    the inputs `running`; `snapshots` the boundaries kept. `revision` is 0 for a record that was never saved, and moves
+    by one with every save.
     """
 
     view: str
     version: str
     through: int | None = None
+    since: int | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
     done: tuple[tuple[int, int], ...] = ()
     running: Mapping[str, str] = field(default_factory=dict)
@@ -85,6 +111,7 @@ class Progress:
         return canonical(
             {
                 "through": self.through,
+                "since": self.since,
                 "inputs": self.inputs,
                 "done": self.done,
                 "running": self.running,
@@ -100,9 +127,75 @@ class Progress:
             view=view,
             version=version,
             through=data["through"],
+            since=data.get("since"),  # releases before this one wrote none
             inputs=data["inputs"],
             done=tuple((start, end) for start, end in data["done"]),
             running=data["running"],
             snapshots=tuple(data["snapshots"]),
             revision=revision,
         )
+
+
+Chunk = tuple[int, int, int]
+"""What identifies a chunk of a backfill: hop (0 where there is none), start, end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """A backfill of a version of a view that has not ended: the chunks written so far, of inputs as they were when it
+    began (fingerprints) or newer. `revision` moves by one with every save."""
+
+    view: str
+    version: str
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    done: frozenset[Chunk] = frozenset()
+    revision: int = 0
+
+    def body(self) -> str:
+        """The canonical text of all but the key and the revision."""
+        return canonical({"inputs": self.inputs, "done": sorted(self.done)})
+
+    @classmethod
+    def read(cls, view: str, version: str, revision: int, body: str) -> Filling:
+        """The inverse of `body`."""
+        data = json.loads(body)
+        return cls(view, version, data["inputs"], frozenset((hop, a, b) for hop, a, b in data["done"]), revision)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right of one holder to work at `name` until an instant of the database's clock (microseconds). The `token`
+    grows with every holder, so that what an earlier one still writes can be told and refused."""
+
+    name: str
+    holder: str
+    token: int
+    until: int
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """What became of the scheduled runs of a view; instants in microseconds.
+
+    The newest boundary that a run brought it up to (`through`); of the newest run when it began and ended, and by whom
+    it was done; how many `attempts` the boundary after `through` took so far, the last one's `error`, and when the next
+    one is due.
+    """
+
+    view: str
+    through: int | None = None
+    began: int | None = None
+    ended: int | None = None
+    holder: str | None = None
+    attempts: int = 0
+    error: str | None = None
+    retry_at: int | None = None
+
+    def body(self) -> str:
+        """The canonical text of all but the view."""
+        return canonical({item.name: getattr(self, item.name) for item in fields(self) if item.name != "view"})
+
+    @classmethod
+    def read(cls, view: str, body: str) -> Runs:
+        """The inverse of `body`."""
+        return cls(view, **json.loads(body))

@@ -10,15 +10,19 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import cached_property
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import sqlalchemy as sa
 
 from feature_store.errors import ConflictError, NotFoundError, nearest
+from feature_store.registry.backfills import Backfills
 from feature_store.registry.database import Database
-from feature_store.registry.records import Change, Progress, Record, State, canonical, content_hash
-from feature_store.registry.tables import METADATA, PROGRESS, PROJECTS, RECORDS
+from feature_store.registry.leases import Leases
+from feature_store.registry.records import Change, Progress, Record, Role, State, Version, canonical, content_hash
+from feature_store.registry.runs import RunLog
+from feature_store.registry.tables import BACKFILLS, METADATA, PROGRESS, PROJECTS, RECORDS, VERSIONS
 
 
 class Loadable(Protocol):
@@ -60,26 +64,40 @@ class Registry:
                 .where(sa.or_(table.until_serial.is_(None), table.until_serial > at))
             )
             rows = connection.execute(query).all()
+            mine = VERSIONS.c.project == self.project
+            versions = connection.execute(sa.select(VERSIONS).where(mine)).all() if serial is None else []
         # Ordered here: databases differ in their collations.
-        return State(at, tuple(sorted(map(_record, rows), key=lambda record: (record.kind, record.name))))
+        records = sorted(map(_record, rows), key=lambda record: (record.kind, record.name))
+        return State(at, tuple(records), tuple(sorted(map(_version, versions), key=lambda v: (v.view, v.version))))
 
-    def commit(self, changes: Sequence[Change], expected_serial: int, forget: Collection[tuple[str, str]] = ()) -> int:
+    def commit(
+        self,
+        changes: Sequence[Change],
+        expected_serial: int,
+        forget: Collection[tuple[str, str]] = (),
+        versions: Mapping[tuple[str, str], Version | None] | None = None,
+    ) -> int:
         """Write all changes or none, and return the new serial; `ConflictError` if the serial is not as expected.
 
-        `forget`: (view, version) whose progress goes away in the same step. Changes that change nothing are left out;
-        if none is left (and nothing to forget) the serial stays.
+        `forget`: (view, version) whose progress goes away in the same step; `versions`: those beside the applied ones
+        that get a role, or None for one that has none any more. Changes that change nothing are left out; if none is
+        left (and nothing to forget, and no role changes) the serial stays.
         """
         self._ensure_project()
         with self._database.writing() as connection:
             serial = self._advance(connection, expected_serial)
             heads = self._heads(connection)
             rows = [row for change in changes if (row := self._row(change, heads, serial))]
-            if not rows and not forget:
+            if not rows and not forget and not versions:
                 connection.rollback()
                 return expected_serial
             self._write(connection, rows, serial)
             for view, version in forget:
-                connection.execute(PROGRESS.delete().where(*self._progress_key(view, version)))
+                self._forget(connection, view, version)
+            for (view, version), role in (versions or {}).items():
+                connection.execute(VERSIONS.delete().where(*self._key(VERSIONS, view, version)))
+                if role is not None:
+                    connection.execute(VERSIONS.insert(), {"project": self.project, **asdict(role)})
             return serial
 
     def history(self, kind: str, name: str) -> list[Record]:
@@ -131,7 +149,22 @@ class Registry:
     def forget_progress(self, view: str, version: str | None = None) -> None:
         """Remove the progress of a version of a view, or of all its versions."""
         with self._database.writing() as connection:
-            connection.execute(PROGRESS.delete().where(*self._progress_key(view, version)))
+            self._forget(connection, view, version)
+
+    @cached_property
+    def backfills(self) -> Backfills:
+        """The backfills that have not ended."""
+        return Backfills(self._database, self.project)
+
+    @cached_property
+    def leases(self) -> Leases:
+        """Who works at what."""
+        return Leases(self._database, self.project)
+
+    @cached_property
+    def runs(self) -> RunLog:
+        """What became of scheduled runs."""
+        return RunLog(self._database, self.project)
 
     def drop(self) -> None:
         """Remove this project's records, history and progress; other projects in the database stay."""
@@ -220,9 +253,16 @@ class Registry:
         with self._database.writing() as connection:
             return connection.execute(update).rowcount == 1
 
+    def _forget(self, connection: sa.Connection, view: str, version: str | None) -> None:
+        for table in (PROGRESS, BACKFILLS):
+            connection.execute(table.delete().where(*self._key(table, view, version)))
+
     def _progress_key(self, view: str, version: str | None) -> tuple[sa.ColumnElement[bool], ...]:
-        key = (PROGRESS.c.project == self.project, PROGRESS.c.view == view)
-        return key if version is None else (*key, PROGRESS.c.version == version)
+        return self._key(PROGRESS, view, version)
+
+    def _key(self, table: sa.Table, view: str, version: str | None) -> tuple[sa.ColumnElement[bool], ...]:
+        key = (table.c.project == self.project, table.c.view == view)
+        return key if version is None else (*key, table.c.version == version)
 
 
 def _record(row: Any) -> Record:
@@ -237,6 +277,10 @@ def _record(row: Any) -> Record:
         serial=row.since_serial,
         deleted=row.deleted,
     )
+
+
+def _version(row: Any) -> Version:
+    return Version(row.view, row.version, Role(row.role), row.serial, row.timezone, row.since)
 
 
 def _progress(row: Any) -> Progress:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 METADATA = sa.MetaData()
 SCHEMA = sa.Table(
@@ -59,6 +59,47 @@ PROGRESS = sa.Table(
     sa.Column("revision", sa.BigInteger, nullable=False),
     sa.Column("body", sa.Text, nullable=False),
 )
+VERSIONS = sa.Table(
+    "fs_versions",
+    METADATA,
+    sa.Column("project", sa.String(128), primary_key=True),
+    sa.Column("view", sa.String(128), primary_key=True),
+    sa.Column("version", sa.String(64), primary_key=True),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("serial", sa.BigInteger, nullable=False),
+    sa.Column("timezone", sa.String(64), nullable=False),
+    sa.Column("since", sa.BigInteger, nullable=False),
+)
+"""Versions of views beside those that are applied."""
+
+BACKFILLS = sa.Table(
+    "fs_backfills",
+    METADATA,
+    sa.Column("project", sa.String(128), primary_key=True),
+    sa.Column("view", sa.String(128), primary_key=True),
+    sa.Column("version", sa.String(64), primary_key=True),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+)
+LEASES = sa.Table(
+    "fs_leases",
+    METADATA,
+    sa.Column("project", sa.String(128), primary_key=True),
+    sa.Column("name", sa.String(256), primary_key=True),
+    sa.Column("holder", sa.String(256), nullable=False),
+    sa.Column("token", sa.BigInteger, nullable=False),
+    sa.Column("until", sa.BigInteger, nullable=False),
+)
+"""Who works at what, until when; 0 is nobody. A row stays, since its token has to grow."""
+
+RUNS = sa.Table(
+    "fs_runs",
+    METADATA,
+    sa.Column("project", sa.String(128), primary_key=True),
+    sa.Column("view", sa.String(128), primary_key=True),
+    sa.Column("body", sa.Text, nullable=False),
+)
+"""What became of the scheduled runs of each view."""
 
 
 def revision(version: int) -> str:
