@@ -64,27 +64,27 @@ class Facts:
         self._scan.check_time()
         if self._scan.is_cheap and not (self.once and self.rows.unique):
             return
-        self.session.execute(f"CREATE TEMP TABLE settled AS {self._select(self.short_values)}")
+        self.session.execute(f"CREATE TEMP TABLE settled AS {self._select(self.short_values, self._semi)}")
         self._settled = "settled"
 
-    def narrow(self) -> str:
-        """Keys and times."""
-        return self._settled_or([])
+    def narrow(self, everywhere: bool = False) -> str:
+        """Keys and times; `everywhere`: of any key, which costs less where a join restricts the rows anyway."""
+        return self._settled_or([], everywhere)
 
-    def wide(self) -> str:
+    def wide(self, everywhere: bool = False) -> str:
         """Keys, times and values."""
-        return self._settled_or(self.short_values)
+        return self._settled_or(self.short_values, everywhere)
 
-    def _settled_or(self, values: Sequence[str]) -> str:
+    def _settled_or(self, values: Sequence[str], everywhere: bool) -> str:
         if self._settled:
             return f"SELECT {listed([self.keys, TIME, KNOWN, *values])} FROM {self._settled}"
-        return self._select(values)
+        return self._select(values, "" if everywhere else self._semi)
 
     def _named_keys(self) -> list[str]:
         pairs = zip(self._key_columns, self.short_keys, strict=True)
         return [f"CAST({quoted(name)} AS {type_}) AS {short}" for (name, type_), short in pairs]
 
-    def _select(self, values: Sequence[str]) -> str:
+    def _select(self, values: Sequence[str], semi: str) -> str:
         computed = dict(zip(self.short_values, self._scalars, strict=True))
         scalars = {short: computed[short] for short in values}
         names = [name for name, _ in self._key_columns]
@@ -100,30 +100,40 @@ class Facts:
             present += f" AND coalesce({KNOWN}, {NO_CREATED}) <= {self.known_by}"
         opaque = frozenset[str]().union(*(each.columns for each in scalars.values() if not isinstance(each, Ref)))
         rows = self._scan.select(columns, self.since, self.until, self.once, stamped=True, opaque=opaque)
-        return f"SELECT * FROM (SELECT {listed(selected)} FROM ({rows}) WHERE {present}){self._semi}"
+        return f"SELECT * FROM (SELECT {listed(selected)} FROM ({rows}) WHERE {present}){semi}"
+
+    def may_tie(self, *identity: str) -> bool:
+        """Whether rows that are equal in their key and `identity` are to be expected: corrections told apart by when
+        they were created, or rows that came by push and then in a file."""
+        return len(self._scan.parts) > 1 or (self.rows.created is not None and KNOWN not in identity)
 
     def fetch(self, *identity: str, tag: str = "") -> str:
         """SQL for one row of each of the table `winners` (keys and `identity`, maybe also a column `tag`): of rows
         that are equal in those, the one whose created time, then values, compare greatest."""
         using = listed([self.keys, *identity])
-        narrow = self._identified(self.narrow(), identity)
-        columns = listed([*([tag] if tag else []), self.keys, TIME, KNOWN, *self.short_values])
-        wide = self._identified(self.wide(), identity)
+        narrow = self._identified(self.narrow(everywhere=True), identity)
         # Every winner has a row: no more rows than winners, no ties. Counting is cheaper than looking for them.
         more = f"SELECT (SELECT count(*) FROM ({narrow}) SEMI JOIN winners USING ({using})) - count(*) FROM winners"
         if not self.session.execute(more).fetchall()[0][0]:
-            return f"SELECT {columns} FROM ({wide}) JOIN winners USING ({using})"
+            return self.candidates(*identity, tag=tag)
         self.session.execute(
             f"CREATE TEMP TABLE tied AS SELECT winners.* FROM winners SEMI JOIN ("
             f"SELECT {using} FROM ({narrow}) SEMI JOIN winners USING ({using}) "
             f"GROUP BY ALL HAVING count(*) > 1) USING ({using})"
         )
         order = listed(f"{name} DESC NULLS LAST" for name in (KNOWN, *self.short_values))
+        untied = f"(FROM winners ANTI JOIN tied USING ({using}))"
         return (
-            f"SELECT {columns} FROM ({wide}) JOIN (FROM winners ANTI JOIN tied USING ({using})) USING ({using}) "
-            f"UNION ALL SELECT {columns} FROM ({wide}) JOIN tied USING ({using}) "
+            f"{self.candidates(*identity, tag=tag, winners=untied)} "
+            f"UNION ALL {self.candidates(*identity, tag=tag, winners='tied')} "
             f"QUALIFY row_number() OVER (PARTITION BY {using} ORDER BY {order}) = 1"
         )
+
+    def candidates(self, *identity: str, tag: str = "", winners: str = "winners") -> str:
+        """SQL for every row of each of the winners, of which `fetch` takes one."""
+        columns = listed([*([tag] if tag else []), self.keys, TIME, KNOWN, *self.short_values])
+        wide = self._identified(self.wide(everywhere=True), identity)
+        return f"SELECT {columns} FROM ({wide}) JOIN {winners} USING ({listed([self.keys, *identity])})"
 
     def _identified(self, rows: str, identity: Sequence[str]) -> str:
         """With created unknown as a number, where rows are told apart by it: NULL equals nothing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -125,7 +126,7 @@ def shown(price: Any) -> float | None:
 
 
 @SLOW
-@given(rows=histories, asked=spines, as_known=st.booleans(), files=st.integers(1, 2))
+@given(rows=histories, asked=spines, as_known=st.booleans(), files=st.integers(1, 2), corrected=st.booleans())
 def test_the_latest_row_is_the_oracles(
     engine: LocalEngine,
     tmp_path: Path,
@@ -133,11 +134,14 @@ def test_the_latest_row_is_the_oracles(
     asked: list[tuple[int | None, int]],
     as_known: bool,
     files: int,
+    corrected: bool,
 ) -> None:
     folder = fresh(tmp_path)
     for number in range(files):
         write(folder / f"{number}.parquet", rows[number::files])
-    found = engine.as_of(latest(source(folder)), spine(*asked), ["note", "price"], as_known)
+    facts = source(folder, created="created" if corrected else None)
+    rows = rows if corrected else [(*row[:2], None, *row[3:]) for row in rows]
+    found = engine.as_of(latest(facts), spine(*asked), ["note", "price"], as_known)
     assert found.column_names == ["note", "price", EVENT_TIME]
     for (key, at), answer in zip(asked, found.to_pylist(), strict=True):
         _, row = oracle.latest(seen(rows, key), at, as_known=as_known)
@@ -148,6 +152,27 @@ def test_the_latest_row_is_the_oracles(
     if as_known:
         hidden = [r for r in rows if r[2] is not None and any(k == r[0] and r[1] <= t < r[2] for k, t in asked)]
         assert found.schema.metadata == {b"hidden": str(len(hidden)).encode()}
+
+
+def test_found_values_of_any_type_keep_their_nulls(engine: LocalEngine, tmp_path: Path) -> None:
+    values = {
+        "whole": pa.array([7, None, -1], pa.int32()),
+        "full": pa.array([2**62, 5, 0], pa.int64()),
+        "real": pa.array([0.5, -1.5, None], pa.float32()),
+        "yes": pa.array([True, None, False]),
+        "day": pa.array([None, date(1969, 7, 20), date(2024, 2, 29)]),
+        "instant": pa.array([None, 1, -1], UTC_MICROS),
+        "cost": pa.array([Decimal("12.34"), None, Decimal("-0.01")], pa.decimal128(10, 2)),
+        "note": pa.array(["", None, "ß"]),
+        "tags": pa.array([["a", None], [], None], pa.list_(pa.string())),
+    }
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"user_id": [1, 2, 3], "at": pa.array([5, 5, 5], UTC_MICROS), **values}), path)
+    rows = source(path, engine.schema(source(path, created=None)), created=None)
+    found = engine.as_of(latest(rows, *values), spine((3, 9), (2, 9), (1, 4), (3, 5), (1, 5), (4, 9)), list(values))
+    for name, column in values.items():
+        assert found[name].combine_chunks().equals(column.take(pa.array([2, 1, None, 2, 0, None]))), name
+        assert found[name].combine_chunks().validate(full=True) is None
 
 
 @SLOW
