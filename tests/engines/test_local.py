@@ -154,6 +154,19 @@ def test_the_latest_row_is_the_oracles(
         assert found.schema.metadata == {b"hidden": str(len(hidden)).encode()}
 
 
+@pytest.mark.parametrize("created", [None, "created"])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_of_rows_of_one_time_the_greatest_values_are_found(
+    engine: LocalEngine, tmp_path: Path, created: str | None, backwards: bool
+) -> None:
+    tied = [(1, 5, None, None, "z"), (1, 5, None, 1.5, "a"), (1, 5, None, 2.0, None), (1, 5, None, 2.0, "a")]
+    rows = [(2, 5, None, 1.0, "b"), *(reversed(tied) if backwards else tied)]
+    facts = source(write(tmp_path / "rows.parquet", rows), created=created)
+    found = engine.as_of(latest(facts), spine((1, 9), (2, 9), (1, 5)), ["price", "note"])
+    assert found["price"].to_pylist() == [2.0, 1.0, 2.0]
+    assert found["note"].to_pylist() == ["a", "b", "a"]
+
+
 def test_found_values_of_any_type_keep_their_nulls(engine: LocalEngine, tmp_path: Path) -> None:
     values = {
         "whole": pa.array([7, None, -1], pa.int32()),
