@@ -6,7 +6,8 @@ Python. All three mean the same, whatever the engine's own function of that name
 - Signatures: `name(types) type`. `T` is any one type, `K` any one type that compares exactly (not floats, not arrays),
   `T...` one or more. `=STRING` must be a constant.
 - SQL templates take the operands as {0}, {1}, ...; {*} is all of them comma-separated, {+} all but the first, {||}
-  all between bars. `same` means DuckDB's text.
+  all between bars. `same` means DuckDB's text. {UPPERCASE} and {LOWERCASE} are two texts: the letters that change, and
+  what they become (Java's own mapping goes by its version and locale, and makes SS of ß).
   Spark's run with ANSI mode on (overflow is an error) and the session's time zone UTC, DuckDB's with TimeZone UTC.
 - Row templates are Python over raw row values, evaluated where no operand is None (NULL in, NULL out), with the names
   of `row_functions` and `math` in scope; {*} is a tuple of all operands.
@@ -218,11 +219,14 @@ _add(
     partial=True,
 )
 _add("exp(FLOAT64) FLOAT64", "exp({0})", "same", "exp({0})")
+_LOG = "{name}(nullif(greatest({{0}}, CAST(0 AS DOUBLE)), 0))"
+# Spark's log2 is ln(x) / ln(2), which misses many powers of two.
+_LOG2 = "CASE WHEN pow(2D, round({log})) = {{0}} THEN round({log}) ELSE {log} END".format(log=_LOG.format(name="log2"))
 for _name, _python, _aliases in (("ln", "log", ("log",)), ("log10", "log10", ()), ("log2", "log2", ())):
     _add(
         f"{_name}(FLOAT64) FLOAT64",
-        f"{_name}(nullif(greatest({{0}}, CAST(0 AS DOUBLE)), 0))",
-        "same",
+        _LOG.format(name=_name),
+        _LOG2 if _name == "log2" else "same",
         f"(math.{_python}({{0}}) if {{0}} > 0 else {{0}} if {{0}} != {{0}} else None)",
         *_aliases,
         partial=True,
@@ -237,12 +241,15 @@ _add(
 _add(
     "pow(FLOAT64, FLOAT64) FLOAT64",
     "CASE WHEN ({0} = 0 AND {1} < 0) OR ({0} < 0 AND {1} <> floor({1})) THEN NULL ELSE pow({0}, {1}) END",
-    "same",
+    # Java's floor is a BIGINT, and its pow of 1, or of -1 to an infinite power, is NaN where IEEE's is 1.
+    "CASE WHEN ({0} = 0 AND {1} < 0) OR ({0} < 0 AND abs({1}) < 9007199254740992D AND {1} <> floor({1})) THEN NULL"
+    " WHEN ({0} = 1 AND {1} IS NOT NULL) OR ({0} = -1 AND abs({1}) = CAST('Infinity' AS DOUBLE)) THEN 1D"
+    " ELSE pow({0}, {1}) END",
     "power({0}, {1})",
     "power",
     partial=True,
 )
-_add("isnan(FLOAT64) BOOL", "isnan({0})", "same", "({0} != {0})", "is_nan")
+_add("isnan(FLOAT64) BOOL", "isnan({0})", "({0} = CAST('NaN' AS DOUBLE))", "({0} != {0})", "is_nan")
 
 # Comparison: NaN equals NaN and is greater than anything else.
 _FLOATS = {
@@ -276,8 +283,8 @@ _add("coalesce(T...) T", "coalesce({*})", "same", None, "ifnull", "nvl")
 
 # Text. Lengths and positions count code points.
 _add("concat(STRING...) STRING", "({||})", "concat({*})", "''.join({*})")
-_add("upper(STRING) STRING", "upper({0})", "same", "upper({0})", "ucase")
-_add("lower(STRING) STRING", "lower({0})", "same", "lower({0})", "lcase")
+_add("upper(STRING) STRING", "upper({0})", "translate({0}, {UPPERCASE})", "upper({0})", "ucase")
+_add("lower(STRING) STRING", "lower({0})", "translate({0}, {LOWERCASE})", "lower({0})", "lcase")
 for _name, _python in (("trim", "strip"), ("ltrim", "lstrip"), ("rtrim", "rstrip")):
     _add(f"{_name}(STRING) STRING", f"{_name}({{0}}, ' ')", f"{_name}({{0}})", f"{{0}}.{_python}(' ')")
 _add("length(STRING) INT64", "length({0})", "CAST(length({0}) AS BIGINT)", "len({0})", "len", "char_length")
@@ -354,16 +361,17 @@ for _type, _days in (("DATE", "{0}"), ("TIMESTAMP", "{0} // 86400000000")):
     )
 _add("datediff(DATE, DATE) INT64", "({0} - {1})", "CAST(datediff({0}, {1}) AS BIGINT)", "{0} - {1}", "date_diff")
 for _name, _symbol in (("date_add", "+"), ("date_sub", "-")):
+    _moved = f"date_from_unix_date(CAST(CAST(unix_date({{0}}) AS BIGINT) {_symbol} {{days}} AS INT))"
     _add(
         f"{_name}(DATE, INT64) DATE",
         f"({{0}} {_symbol} CAST({{1}} AS INTEGER))",
-        f"{_name}({{0}}, CAST({{1}} AS INT))",
+        _moved.replace("{days}", "{1}"),
         f"in_date_range({{0}} {_symbol} {{1}})",
     )
     _add(
         f"{_symbol}(DATE, INTERVAL) DATE",
         f"({{0}} {_symbol} CAST({{1}} // 86400000000 AS INTEGER))",
-        f"{_name}({{0}}, CAST({{1}} div 86400000000 AS INT))",
+        _moved.replace("{days}", "{1} div 86400000000"),
         f"in_date_range({{0}} {_symbol} {{1}} // 86400000000)",
         check=_whole_days,
     )
@@ -421,7 +429,7 @@ _add(
 _add(
     "element_at(ARRAY<T>, INT64) T",
     "list_extract({0}, {1})",
-    "try_element_at({0}, CAST(nullif({1}, 0) AS INT))",
+    "try_element_at({0}, TRY_CAST(nullif(nullif({1}, 0), -2147483648L) AS INT))",
     "element_at({0}, {1})",
     partial=True,
 )
@@ -486,6 +494,7 @@ class Conversion:
 
 
 _PLAIN = Conversion("CAST({0} AS {type})", "CAST({0} AS {type})", None)
+_UNSIGNED = "trim(LEADING '+' FROM CAST({0} AS {type}))"  # Spark writes +10000-01-01
 _IN_INT64 = "(int({0}) if -9223372036854775808.0 <= {0} < 9223372036854775808.0 else None)"
 _IN_INT32 = "(int({0}) if -2147483649.0 < {0} < 2147483648.0 else None)"
 
@@ -551,7 +560,13 @@ CONVERSIONS: dict[tuple[str, str], Conversion] = {
     ("STRING", "FLOAT64"): _of_text("FLOAT_TEXT", "float_of_text({0})"),
     ("STRING", "DECIMAL"): _of_text("DECIMAL_TEXT", "decimal_of_text({0}, {p}, {s})"),
     ("STRING", "DATE"): _of_text("DATE_TEXT", "date_of_text({0})"),
-    ("STRING", "TIMESTAMP"): _of_text("TIMESTAMP_TEXT", "timestamp_of_text({0})"),
+    ("STRING", "TIMESTAMP"): Conversion(
+        _of_text("TIMESTAMP_TEXT", "").duckdb,
+        # Spark takes an offset after the seconds only.
+        "TRY_CAST(regexp_replace(regexp_extract({0}, {TIMESTAMP_TEXT}, 1), {MINUTES_LAST}, '$1:00') AS {type})",
+        "timestamp_of_text({0})",
+        True,
+    ),
     ("STRING", "BOOL"): Conversion(
         _by_words(rows.TRUE_TEXT, rows.FALSE_TEXT).replace("{global}", ", 'g'"),
         _by_words(rows.TRUE_TEXT, rows.FALSE_TEXT).replace("{global}", "").replace("\\", "\\\\"),
@@ -560,10 +575,8 @@ CONVERSIONS: dict[tuple[str, str], Conversion] = {
     ),
     ("INT64", "STRING"): Conversion(_PLAIN.duckdb, _PLAIN.spark, "str({0})"),
     ("BOOL", "STRING"): Conversion(_PLAIN.duckdb, _PLAIN.spark, "('true' if {0} else 'false')"),
-    ("DATE", "STRING"): Conversion(_PLAIN.duckdb, _PLAIN.spark, "text_of_date({0})"),
-    ("TIMESTAMP", "STRING"): Conversion(
-        "CAST(CAST({0} AS TIMESTAMP) AS VARCHAR)", _PLAIN.spark, "text_of_timestamp({0})"
-    ),
+    ("DATE", "STRING"): Conversion(_PLAIN.duckdb, _UNSIGNED, "text_of_date({0})"),
+    ("TIMESTAMP", "STRING"): Conversion("CAST(CAST({0} AS TIMESTAMP) AS VARCHAR)", _UNSIGNED, "text_of_timestamp({0})"),
     ("DECIMAL", "STRING"): Conversion(_PLAIN.duckdb, _PLAIN.spark, "format({0}, 'f')"),
     ("STRING", "BYTES"): Conversion("encode({0})", _PLAIN.spark, "{0}.encode()"),
     ("DATE", "TIMESTAMP"): Conversion(_PLAIN.duckdb, _PLAIN.spark, "{0} * 86400000000"),

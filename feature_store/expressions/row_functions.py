@@ -21,6 +21,7 @@ from feature_store.errors import InvalidInputError
 DAY = 86_400_000_000
 _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST_CASED = 0x1FFFF  # the planes above have no letters with case
 _WIDE = Context(prec=80, rounding=ROUND_HALF_UP)
 
 # The texts that casts from STRING read; anything else is NULL. Both SQL engines get the same patterns.
@@ -36,6 +37,7 @@ _CLOCK = r"(?:[01][0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9](?:\.[0-9]{1,9})?)?"
 _OFFSET = r"(?:Z|[+-](?:0[0-9]|1[0-4])(?::?[0-5][0-9])?)?"
 DATE_TEXT = rf"^[ \t\n\r]*({_DAY})(?:[ T][^\n]*)?[ \t\n\r]*$"
 TIMESTAMP_TEXT = rf"^[ \t\n\r]*({_DAY}(?:[ T]{_CLOCK}{_OFFSET})?)[ \t\n\r]*$"
+MINUTES_LAST = r"([ T][0-9]{2}:[0-9]{2})(?![:0-9])"
 TRUE_TEXT = ("t", "true", "y", "yes", "1")
 FALSE_TEXT = ("f", "false", "n", "no", "0")
 
@@ -235,6 +237,13 @@ def upper(text: str) -> str:
 
 def lower(text: str) -> str:
     return text.lower() if text.isascii() else "".join("i" if c == "İ" else c.lower() for c in text)
+
+
+@functools.cache
+def case_pairs(change: Callable[[str], str]) -> tuple[str, str]:
+    """The code points that `upper` or `lower` changes, and what they become."""
+    changed = [(char, change(char)) for char in map(chr, range(_LAST_CASED + 1)) if change(char) != char]
+    return "".join(char for char, _ in changed), "".join(becomes for _, becomes in changed)
 
 
 def substring(text: str, start: int, length: int) -> str:

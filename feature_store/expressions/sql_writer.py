@@ -10,7 +10,8 @@ from feature_store.expressions.operators import CONVERSIONS, INTERVAL
 from feature_store.expressions.tree import Call, Case, Cast, Literal, Ref, Scalar, Text
 from feature_store.types import BOOL, INT64, STRING, Type
 
-_PATTERNS = ("INTEGER_TEXT", "FLOAT_TEXT", "DECIMAL_TEXT", "DATE_TEXT", "TIMESTAMP_TEXT")
+_PATTERNS = ("INTEGER_TEXT", "FLOAT_TEXT", "DECIMAL_TEXT", "DATE_TEXT", "TIMESTAMP_TEXT", "MINUTES_LAST")
+_CASES = {"UPPERCASE": row_functions.upper, "LOWERCASE": row_functions.lower}
 
 
 def to_sql(scalar: Scalar, dialect: str = "duckdb") -> str:
@@ -49,6 +50,9 @@ class Writer:
         places = [f"{{{index}}}" for index in range(len(node.operands))]
         for mark, text in (("{*}", ", ".join(places)), ("{+}", ", ".join(places[1:])), ("{||}", " || ".join(places))):
             template = template.replace(mark, text)
+        for mark, change in _CASES.items():
+            if f"{{{mark}}}" in template:
+                marks[mark] = ", ".join(map(self._text, row_functions.case_pairs(change)))
         return template.format(*map(self.write, node.operands), **marks)
 
     def quoted(self, name: str) -> str:
