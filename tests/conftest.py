@@ -24,8 +24,14 @@ def redis_url(redis_server: RedisServer) -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """The URL of a PostgreSQL server for the whole session."""
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server for the whole session. Use `postgres_url`, unless you stop or start it: then leave it on."""
     server = PostgresServer().start()
-    yield server.url
+    yield server
     server.close()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> str:
+    """The URL of an empty PostgreSQL database; it goes when the next test takes one."""
+    return postgres_server.database("fresh")

@@ -160,9 +160,14 @@ def _open(url: str) -> tuple[sa.Engine, str]:
 
 
 def _connect_args(url: sa.URL) -> dict[str, Any]:
-    """PostgreSQL's driver would wait for a host that does not answer until TCP gives up, minutes."""
-    wanted = url.get_backend_name() == "postgresql" and "connect_timeout" not in url.query
-    return {"connect_timeout": CONNECT_TIMEOUT_S} if wanted else {}
+    """PostgreSQL's driver would wait for a host that does not answer until TCP gives up, minutes: to be connected, for
+    its acknowledgement, for the answer of one that is gone. What the URL says goes before."""
+    if url.get_backend_name() != "postgresql":
+        return {}
+    silent = CONNECT_TIMEOUT_S * 3
+    limits = {"connect_timeout": CONNECT_TIMEOUT_S, "tcp_user_timeout": silent * 1000, "keepalives_idle": silent // 2,
+              "keepalives_interval": CONNECT_TIMEOUT_S // 2, "keepalives_count": 3}  # fmt: skip
+    return {name: value for name, value in limits.items() if name not in url.query}
 
 
 def _make_folder(folder: Path, where: str) -> None:
@@ -189,7 +194,7 @@ def _map(error: exc.SQLAlchemyError, where: str) -> FeatureStoreError:
     text = f'registry "{where}": {reason}'
     if "not a database" in reason or "malformed" in reason:
         return SettingsError(text, hint="Restore the file from a backup, or name another one in feature_store.yaml")
-    if "readonly" in reason or "read-only" in reason:
+    if "readonly" in reason or "read-only" in reason or "permission denied" in reason:
         return StoreUnavailableError(text, hint="Give this user write access to the database")
     if "could not serialize" in reason:
         return ConflictError(text, hint="Read again and retry")
