@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from feature_store.engines.scans import KNOWN, TIME, Scan, listed, quoted
-from feature_store.engines.windows import Columns
+from feature_store.engines.windows import Columns, Events, Ints, answers
 from feature_store.expressions.relations import Rows, Window, Windows
 from feature_store.expressions.scalars import Ref, Scalar, to_sql
 from feature_store.storage.online import NO_CREATED
@@ -148,6 +149,20 @@ def event_columns(columns: Columns) -> str:
 def reach(windows: Sequence[Window], at: int) -> int:
     """The earliest event time that counts in a window at an instant."""
     return min(((at - window.length) // window.hop * window.hop for window in windows), default=at)
+
+
+def snapshot_schema(relation: Windows) -> pa.Schema:
+    """The columns of a snapshot of windows."""
+    return pa.schema([*relation.keys.arrow, *(pa.field(each.name, each.type.arrow) for each in relation.windows)])
+
+
+def snapshot_rows(relation: Windows, rows: pa.Table, group: Ints, columns: Columns, at: int) -> pa.Table:
+    """The windows at an instant of each key in a table of whole keys, sorted by time."""
+    starts = np.flatnonzero(np.concatenate(([True], group[1:] != group[:-1])))
+    one = np.full(len(starts), at, np.int64)
+    found = answers(relation.windows, Events.of(rows, group, columns), group[starts], one)
+    keys = [rows[name].take(pa.array(starts)) for name in relation.keys.names]
+    return pa.table([*keys, *(found[each.name] for each in relation.windows)], schema=snapshot_schema(relation))
 
 
 def batches(relation: Any) -> Batches:

@@ -91,11 +91,15 @@ def _fingerprints(paths: list[str]) -> dict[str, str]:
 
 
 def _partitions(root: str, paths: list[str]) -> tuple[str, ...]:
-    base = root if os.path.isdir(root) else os.path.dirname(glob.escape(root).split("[")[0])
     if not paths:
         return ()
-    folders = PurePath(os.path.relpath(paths[0], base or ".")).parts[:-1]
+    folders = PurePath(os.path.relpath(paths[0], base_of(root) or ".")).parts[:-1]
     return tuple(part.split("=", 1)[0] for part in folders if "=" in part)
+
+
+def base_of(path: str) -> str:
+    """The folder below which folders named column=value are partitions."""
+    return path if os.path.isdir(path) else os.path.dirname(glob.escape(path).split("[")[0])
 
 
 def csv_misfit(path: str) -> tuple[int, int, int]:

@@ -22,17 +22,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 
 from feature_store.engines import facts as reading
 from feature_store.engines import windows as events
 from feature_store.engines.asof import latest_as_of, windows_as_of
 from feature_store.engines.engine import Computed, Sink
-from feature_store.engines.facts import Batches, Facts, batches, conform, event_columns, reach
+from feature_store.engines.facts import (
+    Batches,
+    Facts,
+    batches,
+    conform,
+    event_columns,
+    reach,
+    snapshot_rows,
+    snapshot_schema,
+)
 from feature_store.engines.files import csv_misfit, find_files
 from feature_store.engines.scans import Scan, listed, quoted, schema_of
-from feature_store.engines.windows import Columns, Events, Ints
+from feature_store.engines.windows import Columns, Ints
 from feature_store.errors import FeatureStoreError, InvalidInputError, Location, SourceError
 from feature_store.expressions.queries import bind_query, render
 from feature_store.expressions.relations import LatestRow, Rows, ScheduledQuery, Windows
@@ -60,7 +68,7 @@ class LocalRows:
 
     def save(self, store: OfflineStore, table: str, where: Mapping[str, str]) -> LocalRows:
         store.replace(table, _partitioned(self.read(), where), where)
-        return LocalRows(lambda: store.read(table, where).to_reader(reading.BATCH))
+        return LocalRows(lambda: store.read(table, where).drop_columns([*where]).to_reader(reading.BATCH))
 
     def count(self) -> int:
         return sum(batch.num_rows for batch in self.read())
@@ -94,7 +102,7 @@ class LocalEngine:
             return schema_of(Scan(session, bare))
 
     def inputs(self, rows: Rows) -> Mapping[str, str]:
-        with _mapped(rows.name):
+        with mapped(rows.name):
             return {name: mark for files in find_files(rows) for name, mark in files.fingerprints.items()}
 
     def latest(
@@ -120,20 +128,18 @@ class LocalEngine:
         return self._computed(relation.rows.name, schema, rows)
 
     def tiles(
-        self, relation: Windows, hop: int, start: int | None, until: int, touched: Collection[str] | None = None
+        self, relation: Windows, level: int, start: int | None, until: int, touched: Collection[str] | None = None
     ) -> Computed:
-        windows = [window for window in relation.windows if window.hop == hop]
+        windows = relation.at_level(level)
         columns = Columns.of(windows)
 
         def rows(session: Any) -> Batches:
             facts = Facts.of_windows(session, relation, columns)
-            facts.since, facts.until = None if start is None else start // hop * hop, until
+            facts.since, facts.until = None if start is None else start // level * level, until
             if touched is not None:
                 facts.restrict_to_inputs(touched)
             for table, group in self._groups(session, facts, relation.keys, columns):
-                yield from events.tiles(
-                    relation, windows, relation.keys.names, table, group, columns, until
-                ).to_batches()
+                yield from events.tiles(relation, level, table, group, columns, until).to_batches()
 
         return self._computed(relation.rows.name, events.tiles_schema(relation.keys, windows), rows)
 
@@ -141,21 +147,15 @@ class LocalEngine:
         if isinstance(relation, ScheduledQuery):
             return self._run(relation, at, as_known)
         columns = Columns.of(relation.windows)
-        values = [pa.field(window.name, window.type.arrow) for window in relation.windows]
-        schema = pa.schema([*relation.keys.arrow, *values])
 
         def rows(session: Any) -> Batches:
             facts = Facts.of_windows(session, relation, columns)
             facts.since, facts.until = reach(relation.windows, at), at
             facts.known_by = at if as_known else None
             for table, group in self._groups(session, facts, relation.keys, columns):
-                starts = np.flatnonzero(np.concatenate(([True], group[1:] != group[:-1])))
-                one = np.full(len(starts), at, np.int64)
-                found = events.answers(relation.windows, Events.of(table, group, columns), group[starts], one)
-                keys = [table[name].take(pa.array(starts)) for name in relation.keys.names]
-                yield from pa.table([*keys, *(found[w.name] for w in relation.windows)], schema=schema).to_batches()
+                yield from snapshot_rows(relation, table, group, columns, at).to_batches()
 
-        return self._computed(relation.rows.name, schema, rows)
+        return self._computed(relation.rows.name, snapshot_schema(relation), rows)
 
     def as_of(
         self, relation: LatestRow | Windows, spine: pa.Table, names: Collection[str], as_known: bool = False
@@ -241,7 +241,7 @@ class LocalEngine:
 
     @contextmanager
     def _session(self, name: str, error: type[FeatureStoreError] = SourceError) -> Iterator[Any]:
-        with _mapped(name, error):
+        with mapped(name, error):
             session = self._database.cursor()
             try:
                 session.execute("SET SESSION TimeZone = 'UTC'; SET SESSION preserve_insertion_order = false")
@@ -334,7 +334,7 @@ def _memory() -> int:
 
 
 @contextmanager
-def _mapped(name: str, error: type[FeatureStoreError] = SourceError) -> Iterator[None]:
+def mapped(name: str, error: type[FeatureStoreError] = SourceError) -> Iterator[None]:
     """Turns errors of DuckDB, Arrow and the disk into ours, a line of a CSV file with its place."""
     try:
         yield

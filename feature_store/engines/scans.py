@@ -116,24 +116,9 @@ class Part:
 
         `opaque` hides a column of floats from the optimiser: a file's statistics say nothing of NaN, and it would
         conclude from a greatest value of -1 that no value is > 0, though NaN is."""
-        expected = self.rows.schema.get(name)
-        index = self.arrow.get_field_index(name)
-        if expected is None:
-            raise SourceError(f'source "{self.rows.name}" has no column "{name}"', hint=self._hint(name))
-        if index < 0:
-            if self.is_log:
-                return f"CAST(NULL AS {expected.duckdb})"
-            raise SourceError(
-                f'source "{self.rows.name}": column "{name}" was {expected} at apply and is gone '
-                f"from {self.files.path}",
-                hint=self._hint(name),
-            )
-        if not _fits(self.arrow.field(index).type, expected):
-            raise SourceError(
-                f'source "{self.rows.name}": column "{name}" was {expected} at apply and is '
-                f"{_spelt(self.arrow.field(index).type)} in {self.files.path}",
-                hint="Restore the files, or change the source and run fs apply",
-            )
+        expected, there = check_column(self.rows, name, self.arrow, self.files.path)
+        if not there:
+            return f"CAST(NULL AS {expected.duckdb})"
         read = f"CAST({quoted(name)} AS {expected.duckdb})"
         if opaque and expected.is_float:
             return f"CASE WHEN isnan({read}) THEN CAST('NaN' AS {expected.duckdb}) ELSE {read} END"
@@ -148,9 +133,6 @@ class Part:
         # DuckDB's epoch_us takes no instants in nanoseconds, which pandas writes.
         instants = _is_nanoseconds(self.arrow.field(index).type) and self.arrow.field(index).type.tz is not None
         return f"epoch_us(CAST({quoted(name)} AS TIMESTAMPTZ))" if instants else f"epoch_us({quoted(name)})"
-
-    def _hint(self, name: str) -> str:
-        return nearest(name, self.arrow.names) or f"It has {', '.join(self.arrow.names)}"
 
     def within(self, since: int | None, until: int | None) -> str:
         """A condition on the raw event time, since <= time < until, so that files and row groups can be skipped."""
@@ -189,21 +171,12 @@ class Scan:
 
     def check_time(self) -> None:
         """`SourceError` unless the event time, and created where there is one, are timestamps or dates."""
-        if self.rows.timestamp is None:
-            raise SourceError(f'source "{self.rows.name}" has no timestamp column', hint="Add timestamp: to the source")
-        for name in self._stamps.values():
-            type_ = self._type(name)
-            if type_.kind not in ("TIMESTAMP", "DATE"):
-                raise SourceError(
-                    f'source "{self.rows.name}": time column "{name}" is {type_}, not a timestamp or date',
-                    hint="Store it as a timestamp; in CSV write ISO 8601",
-                )
+        check_times(self.rows)
 
     @property
     def _stamps(self) -> dict[str, str]:
         """The columns of time, by the name under which they are read as microseconds."""
-        named = {TIME: self.rows.timestamp, KNOWN: self.rows.created}
-        return {name: column for name, column in named.items() if column is not None}
+        return stamps_of(self.rows)
 
     def select(
         self,
@@ -303,6 +276,53 @@ def schema_of(scan: Scan) -> Schema:
         except DefinitionError:
             continue
     return Schema.of(**dict(columns))
+
+
+def stamps_of(rows: Rows) -> dict[str, str]:
+    """The columns of time, by the name under which they are read as microseconds."""
+    named = {TIME: rows.timestamp, KNOWN: rows.created}
+    return {name: column for name, column in named.items() if column is not None}
+
+
+def check_times(rows: Rows) -> None:
+    """`SourceError` unless the event time, and created where there is one, are timestamps or dates."""
+    if rows.timestamp is None:
+        raise SourceError(f'source "{rows.name}" has no timestamp column', hint="Add timestamp: to the source")
+    for name in stamps_of(rows).values():
+        type_ = rows.schema.get(name)
+        if type_ is None:
+            raise SourceError(f'source "{rows.name}" has no column "{name}"')
+        if type_.kind not in ("TIMESTAMP", "DATE"):
+            raise SourceError(
+                f'source "{rows.name}": time column "{name}" is {type_}, not a timestamp or date',
+                hint="Store it as a timestamp; in CSV write ISO 8601",
+            )
+
+
+def check_column(rows: Rows, name: str, found: pa.Schema, path: str) -> tuple[Type, bool]:
+    """The type of a column of the schema, and whether it is among the columns `found` at a path: the log of pushed
+    rows may lack some. `SourceError` if it is gone or is something else now."""
+    expected, index = rows.schema.get(name), found.get_field_index(name)
+    if expected is None:
+        raise SourceError(f'source "{rows.name}" has no column "{name}"', hint=_known(name, found))
+    if index < 0:
+        if path == rows.pushed:
+            return expected, False
+        raise SourceError(
+            f'source "{rows.name}": column "{name}" was {expected} at apply and is gone from {path}',
+            hint=_known(name, found),
+        )
+    if not _fits(found.field(index).type, expected):
+        raise SourceError(
+            f'source "{rows.name}": column "{name}" was {expected} at apply and is '
+            f"{_spelt(found.field(index).type)} in {path}",
+            hint="Restore the files, or change the source and run fs apply",
+        )
+    return expected, True
+
+
+def _known(name: str, found: pa.Schema) -> str:
+    return nearest(name, found.names) or f"It has {', '.join(found.names)}"
 
 
 def _spelt(arrow: pa.DataType) -> str:

@@ -1,0 +1,275 @@
+"""Spark for this process: started when first needed, shared by its engines, stopped by the last of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import pyarrow as pa
+
+from feature_store import errors
+from feature_store.errors import (
+    FeatureStoreError,
+    Location,
+    MissingExtraError,
+    SettingsError,
+    SourceError,
+    StoreUnavailableError,
+)
+
+Batches = Iterator[pa.RecordBatch]
+
+ROWS_A_BATCH = 65_536
+
+_SESSION = {
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.ansi.enabled": "true",
+    "spark.sql.caseSensitive": "true",
+    "spark.sql.adaptive.enabled": "true",
+    "spark.sql.execution.arrow.pyspark.enabled": "true",
+    "spark.sql.execution.arrow.maxRecordsPerBatch": str(ROWS_A_BATCH),
+    "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+    "spark.sql.parquet.datetimeRebaseModeInRead": "CORRECTED",
+    "spark.sql.parquet.datetimeRebaseModeInWrite": "CORRECTED",
+    "spark.sql.parquet.int96RebaseModeInRead": "CORRECTED",
+    "spark.sql.parquet.int96RebaseModeInWrite": "CORRECTED",
+    "spark.sql.legacy.parquet.nanosAsLong": "true",  # what pandas writes; `spark_rows` divides
+}
+"""What every answer depends on: no conf of the user's changes it."""
+
+_PROCESS = {
+    "spark.app.name": "feature_store",
+    "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": "false",
+    "spark.log.level": "ERROR",
+}
+_ON_THIS_MACHINE = {
+    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.driver.host": "127.0.0.1",
+    "spark.databricks.delta.snapshotPartitions": "1",
+    "spark.sql.shuffle.partitions": "16",
+}
+_LOOPBACK = re.compile(r"local(\[.*\])?|spark://(localhost|127\.0\.0\.1)(:\d+)?")
+_MARK = "feature_store in an executor: "
+_OURS = re.compile(_MARK + r"(\{.*\})")
+_CAUSE = re.compile(r"^(?:Caused by: )?(?:[\w.$]+(?:Exception|Error)): (.+)$", re.MULTILINE)
+_ADVICE = re.compile(r"\s*(If necessary|Use [`']try|To return NULL).*")
+
+
+@dataclass
+class _Running:
+    """The one Spark of this process. `log`: what the driver's JVM says, where we started it."""
+
+    session: Any
+    master: str
+    log: Path | None
+    users: int = 0
+
+
+_lock = Lock()
+_running: _Running | None = None
+
+
+def acquire(master: str, conf: Mapping[str, str]) -> Any:
+    """A session of this process's Spark, which is started if it does not run: `release` it. Where the process has a
+    Spark that somebody else started, such as in a notebook, a session of that.
+
+    Raises:
+        MissingExtraError: PySpark is not installed.
+        SettingsError: Java is missing, or this process runs Spark at another master.
+        StoreUnavailableError: the master cannot be reached.
+    """
+    global _running
+    with _lock:
+        if _running is None:
+            _running = _started(master, conf)
+        elif _running.log and _running.master != master:
+            raise SettingsError(
+                f"Spark runs at {_running.master} in this process: it cannot run at {master}, too",
+                hint="Close the other store first, or use another process",
+            )
+        _running.users += 1
+        session = _running.session.newSession()
+    for name, value in _SESSION.items():
+        session.conf.set(name, value)
+    return session
+
+
+def release() -> None:
+    """Gives back what `acquire` gave; the last one stops what was started."""
+    global _running
+    with _lock:
+        assert _running is not None
+        _running.users -= 1
+        if _running.users:
+            return
+        found, _running = _running, None
+        if found.log:
+            _stop(found.log.parent)
+
+
+def _started(master: str, conf: Mapping[str, str]) -> _Running:
+    try:
+        from pyspark import SparkContext
+        from pyspark.sql import SparkSession
+    except ImportError as error:
+        raise MissingExtraError("spark", f"the Spark engine (master {master})") from error
+    if SparkContext._active_spark_context is not None:
+        return _Running(SparkSession.builder.getOrCreate(), master, None)
+    folder = Path(tempfile.mkdtemp(prefix="feature_store-spark-"))
+    log = folder / "driver.log"
+    try:
+        return _Running(_start(SparkContext, SparkSession, _configured(master, conf, folder), log), master, log)
+    except BaseException:
+        _stop(folder)
+        raise
+
+
+def _start(context: Any, session: Any, settings: Mapping[str, str], log: Path) -> Any:
+    """The JVM's own words go to a log: its warnings are none of the user's business."""
+    from pyspark import SparkConf, java_gateway
+    from pyspark.errors import PySparkRuntimeError
+
+    launch: Any = java_gateway.launch_gateway
+    conf = SparkConf(loadDefaults=False).setAll(list(settings.items()))
+    python = {"PYSPARK_PYTHON": settings["spark.pyspark.python"]}
+    with log.open("wb") as said, _environment(python):
+        try:
+            gateway = launch(conf, {"stdout": said, "stderr": subprocess.STDOUT})
+        except PySparkRuntimeError as error:
+            raise SettingsError(
+                f"Spark cannot be started: {_last_line(log) or error}",
+                hint="It needs Java 17: install a JDK, or set JAVA_HOME",
+            ) from error
+        master = settings["spark.master"]
+        try:
+            context(conf=conf, gateway=gateway)
+            return session.builder.getOrCreate()
+        except Exception as error:
+            reason = str(error) if isinstance(error, ValueError) else _reason(error)
+            raise StoreUnavailableError(
+                f"Spark cannot be started at {master}: {reason}", hint="Check the master's address, and that it runs"
+            ) from error
+
+
+def _stop(folder: Path) -> None:
+    """Ends the context and its JVM, which would live as long as this process."""
+    from pyspark import SparkContext
+
+    gateway = SparkContext._gateway
+    if SparkContext._active_spark_context is not None:
+        SparkContext._active_spark_context.stop()
+    SparkContext._gateway = SparkContext._jvm = None
+    if gateway is not None:
+        gateway.shutdown()
+        if process := getattr(gateway, "proc", None):
+            process.stdin.close()
+            process.wait()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _configured(master: str, conf: Mapping[str, str], folder: Path) -> dict[str, str]:
+    local = _ON_THIS_MACHINE if _LOOPBACK.fullmatch(master) else {}
+    settings = _PROCESS | local | _delta(conf) | {"spark.sql.warehouse.dir": str(folder / "warehouse")}
+    python = os.environ.get("PYSPARK_PYTHON", sys.executable)
+    given = {name: value for name, value in conf.items() if name != "spark.jars.packages"}
+    return settings | {"spark.pyspark.python": python} | given | _SESSION | {"spark.master": master}
+
+
+def _delta(conf: Mapping[str, str]) -> dict[str, str]:
+    """What makes Spark read and write Delta; nothing where the user's conf sees to the extensions itself."""
+    packages = conf.get("spark.jars.packages")
+    if "spark.sql.extensions" in conf:
+        return {"spark.jars.packages": packages} if packages else {}
+    scala = "2.12" if version("pyspark").startswith("3.") else "2.13"
+    try:
+        delta = f"io.delta:delta-spark_{scala}:{version('delta-spark')}"
+    except PackageNotFoundError as error:
+        raise MissingExtraError("spark", "Delta on Spark") from error
+    return {
+        "spark.jars.packages": f"{packages},{delta}" if packages else delta,
+        "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+        "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+    }
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def mapped(name: str, error: type[FeatureStoreError] = SourceError) -> Iterator[None]:
+    """Turns Spark's errors into ours; ours that were raised in an executor into themselves."""
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    try:
+        yield
+    except (PySparkException, Py4JError) as raised:
+        ours = _OURS.findall(str(raised))
+        if ours:
+            raise _unpacked(json.loads(ours[-1])) from raised
+        raise error(f"{name} cannot be read: {_reason(raised)}") from raised
+
+
+def carried(function: Callable[[Batches], Batches]) -> Callable[[Batches], Batches]:
+    """A function of Arrow batches for `mapInArrow`, whose errors of ours `mapped` finds again."""
+
+    def run(batches: Batches) -> Batches:
+        try:
+            yield from function(batches)
+        except FeatureStoreError as error:
+            place = error.location and [error.location.file, error.location.line]
+            said = {"kind": type(error).__name__, "message": error.message, "hint": error.hint, "place": place}
+            raise RuntimeError(_MARK + json.dumps(said)) from error
+
+    return run
+
+
+def failing(kind: str, message: str, hint: str) -> str:
+    """SQL that fails with an error of ours, whose message is an SQL expression; a quote has no place in the hint."""
+    said = f"to_json(named_struct('kind', '{kind}', 'message', {message}, 'hint', \"{hint}\"))"
+    return f"raise_error(concat('{_MARK}', {said}))"
+
+
+def _unpacked(said: dict[str, Any]) -> FeatureStoreError:
+    kind = getattr(errors, said["kind"])
+    made: FeatureStoreError = kind.__new__(kind)
+    place = Location(*said["place"]) if said.get("place") else None
+    FeatureStoreError.__init__(made, said["message"], hint=said.get("hint"), location=place)
+    return made
+
+
+def _reason(raised: Exception) -> str:
+    """The line that says most: that of the innermost cause."""
+    text = str(raised)
+    causes: list[str] = _CAUSE.findall(text)
+    line = causes[-1] if causes else next((line for line in text.splitlines() if line.strip()), type(raised).__name__)
+    return _ADVICE.sub("", line.strip())
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else ""
