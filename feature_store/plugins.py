@@ -13,9 +13,12 @@ from feature_store.settings import resolve_uri
 
 if TYPE_CHECKING:
     from feature_store.storage.online import OnlineStore
+    from feature_store.storage.tiers import FastTier
 
 ONLINE_STORES = "feature_store.online_stores"
 """Each entry point is named by a URI scheme and loads a callable `(uri, project) -> OnlineStore`."""
+FAST_TIERS = "feature_store.fast_tiers"
+"""The same for what may be the first of `tiered:URI|URI`: `(uri, project) -> FastTier`."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 
@@ -27,6 +30,12 @@ def open_online_store(uri: str, project: str, root: Path) -> OnlineStore:
     """
     store: OnlineStore = _load(ONLINE_STORES, uri, "online store")(resolve_uri(uri, root), project)
     return store
+
+
+def open_fast_tier(uri: str, project: str) -> FastTier:
+    """The fast tier that a URI names; errors as of `open_online_store`."""
+    tier: FastTier = _load(FAST_TIERS, uri, "fast tier")(uri, project)
+    return tier
 
 
 def check_online_store(uri: str) -> None:

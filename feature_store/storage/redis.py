@@ -46,7 +46,7 @@ ClusterClient = Any
 """A `redis.RedisCluster`."""
 
 # Bytes are compared one by one: Lua's own `<` on strings follows the locale that the server was started in.
-_BELOW = """
+BELOW = """
 local function below(a, b)
   for i = 1, math.min(#a, #b) do
     local x, y = string.byte(a, i), string.byte(b, i)
@@ -56,7 +56,7 @@ local function below(a, b)
 end
 """
 _WRITE_ROWS = (
-    _BELOW
+    BELOW
     + """
 for i = 1, #KEYS do
   local old = redis.call('GETRANGE', KEYS[i], 1, 16)
@@ -65,7 +65,7 @@ end
 """
 )
 _WRITE_ITEMS = (
-    _BELOW
+    BELOW
     + """
 for i = 1, #KEYS do
   local item, row = ARGV[2 * i], ARGV[2 * i + 1]
@@ -88,6 +88,10 @@ if keep_from ~= '' then
 end
 """
 )
+
+
+class _AnotherLifeError(redis.RedisError):
+    """The server is not the one that was meant."""
 
 
 class RedisOnlineStore:
@@ -196,21 +200,40 @@ class _Server:
         self._process = os.getpid()
         self._where = _where(uri)
 
-    def fetch(self, names: list[bytes], hashes: list[bytes]) -> tuple[list[bytes | None], list[list[bytes]]]:
-        """The values of some strings and the contents of some hashes, in one round trip."""
+    def fetch(
+        self, names: list[bytes], hashes: list[bytes], life: str = ""
+    ) -> tuple[list[bytes | None], list[list[bytes]]]:
+        """The values of some strings and the contents of some hashes, in one round trip: from the server of that
+        `life` where one is named, and no other."""
         commands: list[Arguments] = [("MGET", *names)] if names else []
         commands += [("HGETALL", name) for name in hashes]
-        replies = self._exchange(commands) if commands else []
+        replies = self._exchange(commands, life) if commands else []
         return (replies[0], replies[1:]) if names else ([], replies)
 
-    def run(self, script: str, names: list[bytes], arguments: Sequence[Arguments], first: Arguments) -> None:
+    def run(
+        self, script: str, names: list[bytes], arguments: Sequence[Arguments], first: Arguments, life: str = ""
+    ) -> None:
         """Run a script over keys, many at a time, in order: `first` and then each key's arguments go with them."""
         commands = list(_script_calls(script, names, arguments, first))
+
+        def talk(connection: Connection) -> None:
+            _check_life(connection, life)
+            _stream(connection, commands)
+
         try:
-            self._attempt(lambda connection: _stream(connection, commands))
+            self._attempt(talk)
         except redis.exceptions.NoScriptError:
             self._exchange([("SCRIPT", "LOAD", script)])
-            self._attempt(lambda connection: _stream(connection, commands))
+            self._attempt(talk)
+
+    def put_once(self, names: list[bytes], value: bytes) -> list[bytes]:
+        """The values of some strings, of each this one if there was none."""
+        return self._exchange([c for name in names for c in (("SET", name, value, "NX"), ("GET", name))])[1::2]
+
+    def life(self) -> str:
+        """What names the server from its start to its end; another server, or this one started again, has another."""
+        name: str = self._attempt(_life_of)
+        return name
 
     def scan(self, pattern: bytes) -> Iterator[list[bytes]]:
         """The keys that match, in parts; a key may come twice."""
@@ -229,8 +252,13 @@ class _Server:
         while self._idle:
             self._idle.pop().disconnect()
 
-    def _exchange(self, commands: list[Arguments]) -> list[Any]:
-        replies: list[Any] = self._attempt(lambda connection: _send_all(connection, commands))
+    def _exchange(self, commands: list[Arguments], life: str = "") -> list[Any]:
+        def talk(connection: Connection) -> list[Any]:
+            if life:
+                _check_life(connection, life)
+            return _send_all(connection, commands)
+
+        replies: list[Any] = self._attempt(talk)
         return replies
 
     def _attempt(self, talk: Callable[[Connection], Any]) -> Any:
@@ -278,7 +306,9 @@ class _Cluster:
         self._client: ClusterClient | None = None
         self._lock = threading.Lock()
 
-    def fetch(self, names: list[bytes], hashes: list[bytes]) -> tuple[list[bytes | None], list[list[bytes]]]:
+    def fetch(
+        self, names: list[bytes], hashes: list[bytes], life: str = ""
+    ) -> tuple[list[bytes | None], list[list[bytes]]]:
         def talk(client: ClusterClient) -> list[Any]:
             pipeline = client.pipeline()
             for name in names:
@@ -292,7 +322,9 @@ class _Cluster:
         pairs = [[part for pair in reply.items() for part in pair] for reply in replies[len(names) :]]
         return replies[: len(names)], pairs
 
-    def run(self, script: str, names: list[bytes], arguments: Sequence[Arguments], first: Arguments) -> None:
+    def run(
+        self, script: str, names: list[bytes], arguments: Sequence[Arguments], first: Arguments, life: str = ""
+    ) -> None:
         by_slot: dict[int, list[int]] = {}
         for i, name in enumerate(names):
             by_slot.setdefault(redis.crc.key_slot(name), []).append(i)
@@ -302,6 +334,23 @@ class _Cluster:
         ]
         by_name = [(name, command) for name, commands in calls for command in commands]
         self._attempt(lambda client: _run_on_nodes(client, script, by_name))
+
+    def put_once(self, names: list[bytes], value: bytes) -> list[bytes]:
+        def talk(client: ClusterClient) -> list[Any]:
+            pipeline = client.pipeline()
+            for name in names:
+                pipeline.set(name, value, nx=True)
+                pipeline.get(name)
+            replies: list[Any] = pipeline.execute()
+            return replies[1::2]
+
+        values: list[bytes] = self._attempt(talk)
+        return values
+
+    def life(self) -> str:
+        """The same always: a cluster outlives its nodes, and which of them lost what it does not tell."""
+        self._attempt(lambda client: client.ping())
+        return "cluster"
 
     def scan(self, pattern: bytes) -> Iterator[list[bytes]]:
         names: list[bytes] = self._attempt(lambda client: list(client.scan_iter(match=pattern, count=_KEYS_A_SCAN)))
@@ -365,6 +414,22 @@ def _script_calls(
 def _digest(script: str) -> str:
     """The name of a script in the server."""
     return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+
+
+def _life_of(connection: Connection) -> str:
+    """The life of the server that a connection reaches: asked once, a connection never reaches another."""
+    if not hasattr(connection, "server_life"):
+        told = _send_all(connection, [("INFO", "server")])[0]
+        lines = dict(line.split(b":", 1) for line in told.splitlines() if b":" in line)
+        connection.server_life = lines[b"run_id"].decode()
+    name: str = connection.server_life
+    return name
+
+
+def _check_life(connection: Connection, life: str) -> None:
+    """`_AnotherLifeError` if the server was started anew, or replaced, since it had that life."""
+    if life and _life_of(connection) != life:
+        raise _AnotherLifeError("it is another server, or was started again, with what it had kept of its rows")
 
 
 def _send_all(connection: Connection, commands: list[Arguments]) -> list[Any]:
