@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from feature_store.errors import Location, SettingsError, nearest
 
@@ -18,6 +18,7 @@ FILE_NAME = "feature_store.yaml"
 _VARIABLE = re.compile(r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<default>:-[^}]*)?\}|(?P<wrong>\$\{[^}]*\}?)")
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _SQLITE = re.compile(r"(?P<scheme>sqlite(?:\+\w+)?:///)(?P<file>[^?/][^?]*)(?P<query>\?.*)?")
+_SPARK_MASTER = re.compile(r"local\[|spark://|yarn$|k8s://")
 _PROJECT = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
 
 _EXAMPLES = {
@@ -60,6 +61,38 @@ class Limits(BaseModel):
     """Threads of the local engine; None: one a core."""
 
 
+class EnginePlace(BaseModel):
+    """Where an engine runs. For Spark: a master (local[2], spark://host:7077, yarn, k8s://...), and Spark's conf."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    master: str
+    conf: dict[str, str | bool | int | float] = {}
+
+    @property
+    def is_embedded(self) -> bool:
+        return self.master in ("local", "embedded")
+
+    @property
+    def is_spark(self) -> bool:
+        return _SPARK_MASTER.match(self.master) is not None
+
+    @property
+    def conf_texts(self) -> dict[str, str]:
+        """The conf as Spark spells values."""
+        return {
+            name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in self.conf.items()
+        }
+
+
+_TEXT, _MAPPING = "text", "mapping"
+_Place = Annotated[
+    Annotated[str, Tag(_TEXT)] | Annotated[EnginePlace, Tag(_MAPPING)],
+    Discriminator(lambda value: _MAPPING if isinstance(value, (dict, EnginePlace)) else _TEXT),
+]
+"""A master alone, or with a conf."""
+
+
 class Settings(BaseModel):
     """What feature_store.yaml says, variables expanded and paths made absolute."""
 
@@ -70,10 +103,15 @@ class Settings(BaseModel):
     offline_store: str = "data/offline"
     online_store: str = "sqlite:///data/online.db"
     engine: str = "local"
-    engines: dict[str, str] = {}
+    engines: dict[str, _Place] = {}
     aliases: dict[str, str] = {}
     timezone: Annotated[str, AfterValidator(_timezone)] = "UTC"
     limits: Limits = Limits()
+
+    def engine_place(self, name: str) -> EnginePlace:
+        """Where the engine of a name runs; one that is not among `engines` is embedded."""
+        place = "local" if name == "local" else self.engines.get(name, "local")
+        return EnginePlace(master=place) if isinstance(place, str) else place
 
 
 def load_settings(path: Path | str, root: Path | None = None) -> Settings:
@@ -197,9 +235,10 @@ def _expand(value: Any, path: _KeyPath, lines: Mapping[_KeyPath, int], file: Pat
 def _settings_error(error: ValidationError, lines: Mapping[_KeyPath, int], file: Path) -> SettingsError:
     """The first thing wrong, with the nearest key or what the key takes."""
     first = error.errors(include_url=False)[0]
-    path = tuple(first["loc"])
+    path = tuple(part for n, part in enumerate(first["loc"]) if (n, part) not in ((2, _TEXT), (2, _MAPPING)))
     name = ".".join(str(part) for part in path)
-    known = Limits.model_fields if path[:1] == ("limits",) else Settings.model_fields
+    inner: dict[Any, type[BaseModel]] = {"limits": Limits, "engines": EnginePlace}
+    known = inner.get(path[0] if path else None, Settings).model_fields
     line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), 0)
     location = Location(str(file), line)
     if first["type"] == "extra_forbidden":

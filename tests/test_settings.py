@@ -62,6 +62,10 @@ def test_another_root(tmp_path: Path) -> None:
         ("project: ads\ntimezone: Mars/Olympus\n", 2, '"Mars/Olympus" is not a time zone'),
         ("project: 1x\n", 1, '"1x" is not a project name'),
         ("project: ads\nengines: [spark]\n", 2, "engines"),
+        ("project: ads\nengines:\n  spark: 3\n", 3, "engines.spark"),
+        ("project: ads\nengines:\n  spark: {mastr: yarn}\n", 3, "engines.spark.master"),
+        ("project: ads\nengines:\n  spark: {master: yarn, config: {}}\n", 3, 'Did you mean "conf"'),
+        ("project: ads\nengines:\n  spark: {master: yarn, conf: [a]}\n", 3, "engines.spark.conf"),
         ("- ads\n", 1, "not a mapping"),
         ("project: ads\nproject: other\n", 2, "twice"),
         ("", 1, "not a mapping"),
@@ -113,3 +117,17 @@ def test_a_store_written_as_in_feast_is_told_how_it_is_written_here(tmp_path: Pa
     file.write_text("project: ads\nonline_store: {type: redis}\n")
     with pytest.raises(SettingsError, match=r"Write for example online_store: redis://localhost:6379/0 .*:2\)"):
         load_settings(file)
+
+
+def test_an_engine_has_a_place_and_maybe_a_conf(tmp_path: Path) -> None:
+    text = """
+project: ads
+engines: {spark: {master: yarn, conf: {spark.executor.cores: 4, spark.shuffle.service.enabled: true}}, flink: embedded}
+"""
+    settings = load_settings(write(tmp_path, text))
+    place = settings.engine_place("spark")
+    assert (place.master, place.is_spark, place.is_embedded) == ("yarn", True, False)
+    assert place.conf_texts == {"spark.executor.cores": "4", "spark.shuffle.service.enabled": "true"}
+    assert settings.engine_place("flink").is_embedded
+    assert settings.engine_place("local").is_embedded
+    assert settings.engine_place("other").is_embedded
