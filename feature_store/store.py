@@ -30,6 +30,7 @@ from feature_store.definitions.lineage import Edge, lineage
 from feature_store.definitions.tables import tables_of
 from feature_store.errors import InvalidInputError, Location, NotFoundError, SettingsError, nearest
 from feature_store.expressions.instants import instant, to_iso
+from feature_store.expressions.relations import Rows
 from feature_store.materialization.batch import Materializer, Report
 from feature_store.materialization.push import Destination, Pusher, push_log
 from feature_store.materialization.sinks import Address
@@ -42,7 +43,7 @@ from feature_store.retrieval.historical import retrieve
 from feature_store.retrieval.job import HistoricalJob
 from feature_store.retrieval.online import OnlineFeatures
 from feature_store.retrieval.response import OnlineResponse
-from feature_store.settings import Settings, resolve_uri
+from feature_store.settings import EnginePlace, Settings, resolve_uri
 from feature_store.storage.online import OnlineStore, Table
 from feature_store.storage.routed import RoutedOnlineStore
 from feature_store.types import Column, Schema, Type
@@ -177,19 +178,32 @@ class FeatureStore(Directory):
     def _engine(self, name: str | None = None) -> Engine:
         """The engine of a name in the settings' `engines`; None is the repo's default."""
         name = name or self.settings.engine
-        place = "local" if name == "local" else self.settings.engines.get(name, "local")
-        if place not in ("local", "embedded"):
-            raise SettingsError(
-                f'engine "{name}" at "{place}" is not supported by this release',
-                hint=f"Write engines: {{{name}: local}}",
-            )
+        place = self.settings.engine_place(name)
         with self._lock:
-            if "local" not in self._engines:
-                from feature_store.engines.local import LocalEngine
+            found = self._engines.get(place.master)
+            if found is None:
+                found = self._engines[place.master] = self._opened_engine(name, place)
+            return found
 
-                limits = self.settings.limits
-                self._engines["local"] = LocalEngine(memory_limit=limits.memory, threads=limits.threads)
-            return self._engines["local"]
+    def _opened_engine(self, name: str, place: EnginePlace) -> Engine:
+        if place.is_embedded:
+            from feature_store.engines.local import LocalEngine
+
+            limits = self.settings.limits
+            return LocalEngine(memory_limit=limits.memory, threads=limits.threads)
+        if not place.is_spark:
+            raise SettingsError(
+                f'engine "{name}" at "{place.master}" is not supported by this release',
+                hint=f"Write engines: {{{name}: local}}, or a Spark master such as local[2] or spark://host:7077",
+            )
+        from feature_store.engines.spark import SparkEngine
+
+        return SparkEngine(place.master, place.conf_texts)
+
+    def _schema_of(self, rows: Rows) -> Schema:
+        """What a source holds now. A metastore table is read by the engine that has the metastore."""
+        on_spark = (name for name in self.settings.engines if self.settings.engine_place(name).is_spark)
+        return self._engine(next(on_spark, None) if rows.table else None).schema(rows)
 
     # Define
 
@@ -244,7 +258,7 @@ class FeatureStore(Directory):
             locations, warnings = self.repository.locations, self.repository.warnings
         else:
             after = _merged(_definitions(state), definitions) if partial else list(definitions)
-        catalog = self._bind(after, self._engine().schema, locations)
+        catalog = self._bind(after, self._schema_of, locations)
         for uri in (self.settings.online_store, *self._own_stores(catalog).values()):
             check_online_store(uri)
         warnings = [*warnings, *_not_written(catalog)]
