@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -24,18 +25,20 @@ from feature_store.definitions import (
 )
 from feature_store.definitions.bind import bind
 from feature_store.definitions.catalog import BoundOnDemand, BoundView, Catalog, FeatureRef
-from feature_store.definitions.difference import Node, Plan, Stored, difference
+from feature_store.definitions.difference import Node, Plan, Stored, bound_of, difference
 from feature_store.definitions.directory import Directory
 from feature_store.definitions.lineage import Edge, lineage
+from feature_store.definitions.serving import roles_after, served_after, serving_catalog
 from feature_store.definitions.tables import tables_of
 from feature_store.errors import InvalidInputError, Location, NotFoundError, SettingsError, nearest
 from feature_store.expressions.instants import instant, to_iso
 from feature_store.expressions.relations import Rows
 from feature_store.materialization.batch import Materializer, Report
 from feature_store.materialization.push import Destination, Pusher, push_log
+from feature_store.materialization.rollout import KEPT_FOR, Rollout
 from feature_store.materialization.sinks import Address
 from feature_store.plugins import check_online_store, open_online_store
-from feature_store.registry.records import Record, State
+from feature_store.registry.records import Record, Role, State
 from feature_store.registry.registry import Registry
 from feature_store.repository import Repository
 from feature_store.retrieval.assembly import HistoricalQuery
@@ -79,10 +82,13 @@ class FeatureStore(Directory):
         self._lock = Lock()
         self._state: State | None = None
         self._catalog: Catalog | None = None
+        self._serving: Catalog | None = None
+        self._earlier: dict[str, BoundView] = {}
         self._looked_at = 0.0
         self._online: OnlineFeatures | None = None
         self._engines: dict[str, Engine] = {}
         self._aliased: dict[str, str] = {}
+        self._placed: dict[str, str] = {}
 
     # What the store stands on
 
@@ -121,7 +127,16 @@ class FeatureStore(Directory):
         def opened(uri: str) -> OnlineStore:
             return open_online_store(adjust(uri), self.project, self.root)
 
-        return RoutedOnlineStore(opened(self.settings.online_store), lambda view: self._aliased.get(view), opened)
+        return RoutedOnlineStore(opened(self.settings.online_store), self._own_store, opened)
+
+    def _own_store(self, table: str) -> str | None:
+        """The URI of the store that a table rests in, None for the repo's. An earlier version stays where it was."""
+        view, _, rest = table.partition(".")
+        if self._placed:
+            version = rest.partition("@")[0].partition(".")[0]
+            uri = self._placed.get(f"{view}.{version}", self._aliased.get(view))
+            return uri if uri != self.settings.online_store else None
+        return self._aliased.get(view)
 
     @cached_property
     def offline_store(self) -> OfflineStore:
@@ -132,10 +147,20 @@ class FeatureStore(Directory):
     @property
     def catalog(self) -> Catalog:
         """The applied definitions, bound; looked up anew within two seconds of somebody's apply."""
-        if self._catalog is None or time.monotonic() - self._looked_at > _LOOK_AGAIN_AFTER:
-            self.refresh()
+        self._look()
         assert self._catalog is not None
         return self._catalog
+
+    @property
+    def serving(self) -> Catalog:
+        """What online reads go by: as `catalog`, but a view whose applied version is not complete yet as it was."""
+        self._look()
+        assert self._serving is not None
+        return self._serving
+
+    def _look(self) -> None:
+        if self._catalog is None or time.monotonic() - self._looked_at > _LOOK_AGAIN_AFTER:
+            self.refresh()
 
     def refresh(self) -> bool:
         """Look whether the registry moved on, and if so take the new definitions; whether it did."""
@@ -144,16 +169,33 @@ class FeatureStore(Directory):
             self._looked_at = time.monotonic()
             if self._state is not None and self._state.serial == serial:
                 return False
-            state = self.registry.load(serial)
-            self._catalog = self._bind_state(state)
-            self._aliased = self._own_stores(self._catalog)
+            state = self.registry.load()
+            applied = self._bind_state(state)
+            earlier = self._bind_earlier(state, applied)
+            aliased = self._own_stores(applied)
+            self._earlier = {name: found.views[name] for name, found in earlier.items()}
+            self._placed = {
+                bound.table: self._own_stores(earlier[name]).get(name, self.settings.online_store)
+                for name, bound in self._earlier.items()
+            }
+            self._catalog, self._serving, self._aliased = applied, serving_catalog(applied, earlier), aliased
             self._state = state
             self._online = None
             return True
 
-    def _bind_state(self, state: State) -> Catalog:
+    def _bind_state(self, state: State, timezone: str | None = None) -> Catalog:
         schemas = {record.name: _schema(record) for record in state.records if record.kind == Source.kind}
-        return self._bind(_definitions(state), lambda rows: schemas[rows.name])
+        return self._bind(_definitions(state), lambda rows: schemas[rows.name], timezone=timezone)
+
+    def _bind_earlier(self, state: State, applied: Catalog) -> dict[str, Catalog]:
+        """By view of which an earlier version is served, the definitions of its time."""
+        found: dict[str, Catalog] = {}
+        for served in state.versions:
+            if served.role is Role.SERVED and served.view in applied.views:
+                then = self._bind_state(self.registry.load(served.serial), served.timezone)
+                if served.view in then.views and then.views[served.view].version == served.version:
+                    found[served.view] = then
+        return found
 
     def _own_stores(self, catalog: Catalog) -> dict[str, str]:
         """The URIs of the stores that views name for themselves, by view: an alias's, or an address."""
@@ -164,13 +206,15 @@ class FeatureStore(Directory):
         }
         return {name: uri for name, uri in found.items() if uri and uri != self.settings.online_store}
 
-    def _bind(self, definitions: Sequence[Definition], schema_of: Any, locations: Any = None) -> Catalog:
+    def _bind(
+        self, definitions: Sequence[Definition], schema_of: Any, locations: Any = None, timezone: str | None = None
+    ) -> Catalog:
         return bind(
             self.project,
             definitions,
             root=self.root,
             pushed=lambda source: self.offline_store.path(push_log(source)),
-            timezone=self.settings.timezone,
+            timezone=timezone or self.settings.timezone,
             schema_of=schema_of,
             locations=locations,
         )
@@ -238,13 +282,14 @@ class FeatureStore(Directory):
             if change.action == "delete" and change.kind == FeatureView.kind
         }
         if not plan.is_empty:
-            self.registry.commit(plan.registry_changes(), plan.serial)
+            self.registry.commit(plan.registry_changes(), plan.serial, versions=plan.versions)
         for history in histories.values():
             self._drop_tables(history)
         self.refresh()
         for bound in catalog.views.values():
             for table in tables_of(bound) if bound.view.online else ():
                 self.online_store.create(table)
+        self._drop_retired()
         return plan
 
     def _plan(self, definitions: Iterable[Definition] | None, partial: bool = False) -> tuple[Plan, Catalog]:
@@ -262,16 +307,27 @@ class FeatureStore(Directory):
         for uri in (self.settings.online_store, *self._own_stores(catalog).values()):
             check_online_store(uri)
         warnings = [*warnings, *_not_written(catalog)]
-        return difference(before, catalog, stored=self._stored(before), serial=state.serial, warnings=warnings), catalog
-
-    def _stored(self, catalog: Catalog) -> dict[Node, Stored]:
-        """What holds data: materialized views, and sources with a push log."""
         through = {(p.view, p.version): p.through for p in self.registry.all_progress()}
+        stored = self._stored(before, self._bind_earlier(state, before), through)
+        plan = difference(before, catalog, stored=stored, serial=state.serial, warnings=warnings)
+        complete = {key for key, at in through.items() if at is not None}
+        zone, now = self.settings.timezone, time.time_ns() // 1000
+        roles = roles_after(before, catalog, state, complete, zone, now)
+        return replace(plan, versions=roles, serving=served_after(state, roles)), catalog
+
+    def _stored(
+        self, catalog: Catalog, earlier: Mapping[str, Catalog], through: Mapping[tuple[str, str], int | None]
+    ) -> dict[Node, Stored]:
+        """What holds data: materialized views, and sources with a push log."""
         stored: dict[Node, Stored] = {
             (FeatureView.kind, view.name): Stored(through=through[view.name, view.version])
             for view in catalog.views.values()
             if (view.name, view.version) in through
         }
+        for name, then in earlier.items():
+            at = through.get((name, then.views[name].version))
+            holds = bound_of(then, FeatureView.kind, name)
+            stored[FeatureView.kind, name] = Stored(through=at, holds=holds)
         for name, source in catalog.sources.items():
             if source.stream and source.stream.push and self.offline_store.exists(push_log(name)):
                 stored[Source.kind, name] = Stored()
@@ -295,7 +351,7 @@ class FeatureStore(Directory):
             raise InvalidInputError(f"the start {start_date} lies after the end {end_date}, or after now")
         materializer = self._materializer(progress)
         views = self._online_views(feature_views)
-        return sum(materializer.between(view, self._engine(view.view.engine), start, end) for view in views)
+        return self._run(views, lambda view: materializer.between(view, self._engine(view.view.engine), start, end))
 
     def materialize_incremental(
         self, end_date: Any, feature_views: Sequence[str] | None = None, progress: Report | None = None
@@ -304,13 +360,28 @@ class FeatureStore(Directory):
         end = _not_after_now(end_date)
         materializer = self._materializer(progress)
         views = self._online_views(feature_views)
-        return sum(materializer.until(view, self._engine(view.view.engine), end) for view in views)
+        return self._run(views, lambda view: materializer.until(view, self._engine(view.view.engine), end))
+
+    def _run(self, views: Iterable[BoundView], work: Callable[[BoundView], int]) -> int:
+        """Do work for each view, for the version of it that is served and for the applied one."""
+        rows = sum(self._rollout.run(view, work) for view in views)
+        self.refresh()
+        self._drop_retired()
+        return rows
+
+    def _drop_retired(self, kept_for: int = KEPT_FOR) -> None:
+        """Drop the tables of versions that have not been served for so long (microseconds)."""
+        self._rollout.drop_retired(lambda record: self._drop_tables([record]), kept_for)
+
+    @property
+    def _rollout(self) -> Rollout:
+        return Rollout(self.registry, self.catalog, self._earlier)
 
     def _materializer(self, progress: Report | None) -> Materializer:
         return Materializer(self.online_store, self.offline_store, self.registry, self._address_of, progress)
 
-    def _address_of(self, view: str) -> Address:
-        uri = resolve_uri(self._aliased.get(view, self.settings.online_store), self.root)
+    def _address_of(self, table: str) -> Address:
+        uri = resolve_uri(self._own_store(table) or self.settings.online_store, self.root)
         return Address(uri, self.project, str(self.root))
 
     def _online_views(self, names: Sequence[str] | None) -> list[BoundView]:
@@ -331,12 +402,16 @@ class FeatureStore(Directory):
 
         The number of rows; when it returns they are stored. `InvalidInputError` if one does not fit: then none is.
         """
-        pusher = Pusher(self.catalog, self.online_store, self.offline_store)
-        return pusher.push(push_source_name, df, Destination.of(to))
+        return self._pusher.push(push_source_name, df, Destination.of(to))
 
     def write_to_online_store(self, feature_view_name: str, df: Any) -> int:
         """Write rows of join keys, features and `event_timestamp` (and `created`) to a view over columns."""
-        return Pusher(self.catalog, self.online_store, self.offline_store).write(feature_view_name, df)
+        return self._pusher.write(feature_view_name, df)
+
+    @property
+    def _pusher(self) -> Pusher:
+        catalog = self.catalog
+        return Pusher(catalog, self.online_store, self.offline_store, self._earlier)
 
     # Read
 
@@ -382,8 +457,8 @@ class FeatureStore(Directory):
 
     @property
     def online(self) -> OnlineFeatures:
-        """The compiled plans of the applied definitions, kept until the registry moves on."""
-        catalog = self.catalog
+        """The compiled plans of the definitions that are served, kept until the registry moves on."""
+        catalog = self.serving
         online = self._online
         if online is None or online.catalog is not catalog:
             online = self._online = OnlineFeatures(catalog, self.online_store, self.settings.limits.max_entities)
@@ -397,28 +472,20 @@ class FeatureStore(Directory):
             raise NotFoundError(
                 f'there is no kind "{kind}"', hint=nearest(kind, _BY_KIND) or f"Kinds: {', '.join(_BY_KIND)}"
             )
-        records = self.registry.load().records
-        return [_described(record) for record in records if kind in (None, record.kind)]
+        state = self.registry.load()
+        through = {(p.view, p.version): p.through for p in self.registry.all_progress()}
+        return [
+            _described(record) | _versions(record, state, through)
+            for record in state.records
+            if kind in (None, record.kind)
+        ]
 
     def describe(self, name: str) -> dict[str, Any]:
         """One applied definition of any kind, with how far it is materialized; `NotFoundError` names the nearest."""
-        records = self.registry.load().records
-        for record in records:
-            if record.name == name:
-                return _described(record) | self._progress_of(record)
-        raise NotFoundError(
-            f'nothing is called "{name}"', hint=nearest(name, [r.name for r in records]) or "See: fs list"
-        )
-
-    def _progress_of(self, record: Record) -> dict[str, Any]:
-        bound = self.catalog.views.get(record.name) if record.kind == FeatureView.kind else None
-        if bound is None:
-            return {}
-        progress = self.registry.progress(bound.name, bound.version)
-        return {
-            "data_version": bound.version,
-            "materialized_through": to_iso(progress.through) if progress and progress.through is not None else None,
-        }
+        found = {item["name"]: item for item in self.list()[::-1]}
+        if name not in found:
+            raise NotFoundError(f'nothing is called "{name}"', hint=nearest(name, found) or "See: fs list")
+        return found[name]
 
     def lineage(self, name: str | None = None) -> tuple[Edge, ...]:
         """Edges by column, from source column to feature to service; of one definition or of all."""
@@ -436,18 +503,26 @@ class FeatureStore(Directory):
                 self.offline_store.drop(push_log(record.name))
         self.registry.drop()
         with self._lock:
-            self._state = self._catalog = None
+            self._state = self._catalog = self._serving = None
             self._online = None
 
     def _drop_tables(self, versions: Iterable[Record]) -> None:
         """Drop the online tables and stored snapshots of a view's versions."""
         for record in versions:
+            if record.kind == FeatureView.kind and not record.deleted:
+                self._place(record)
             for name, items in record.bound.get("tables", []):
                 self.online_store.drop(Table(name, Schema(()), Schema(()), items))
             if snapshots := record.bound.get("snapshots"):
                 self.offline_store.drop(snapshots)
             if version := record.bound.get("version"):
                 self.registry.forget_progress(record.name, version)
+
+    def _place(self, record: Record) -> None:
+        """Remember where the tables of a version are that is neither applied nor served."""
+        storage = FeatureView.model_validate(record.spec).storage
+        uri = self.repository.resolve_alias(storage.online) if storage and storage.online else None
+        self._placed.setdefault(f"{record.name}.{record.bound['version']}", uri or self.settings.online_store)
 
     def close(self) -> None:
         """Close what was opened."""
@@ -488,6 +563,22 @@ def _merged(before: Iterable[Definition], changes: Iterable[Definition]) -> list
 def _schema(record: Record) -> Schema:
     """A source's schema, as it was at apply."""
     return Schema(tuple(Column(name, Type.parse(type_)) for name, type_ in record.bound["columns"]))
+
+
+def _versions(record: Record, state: State, through: Mapping[tuple[str, str], int | None]) -> dict[str, Any]:
+    """Of a view: the version that is applied and how far it is materialized; the one that is served; whether these
+    are the same."""
+    if record.kind != FeatureView.kind:
+        return {}
+    version = record.bound["version"]
+    at = through.get((record.name, version))
+    served = served_after(state, {}).get(record.name, version)
+    return {
+        "data_version": version,
+        "materialized_through": None if at is None else to_iso(at),
+        "served_version": served,
+        "complete": served == version,
+    }
 
 
 def _described(record: Record) -> dict[str, Any]:

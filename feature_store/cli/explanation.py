@@ -29,14 +29,14 @@ def explain(plan: Plan, done: bool) -> Iterator[Line]:
         yield Line(f'Project "{plan.project}": nothing to change.')
         return
     for change in plan.changes:
-        yield from _explain_change(change, done)
+        yield from _explain_change(change, done, plan.serving.get(change.name))
     yield Line("")
     yield Line(_summary(plan, done), "bold")
     if plan.destructive and not done:
         yield Line("Stored data would go: fs apply needs --allow-destructive.", "bold red")
 
 
-def _explain_change(change: PlannedChange, done: bool) -> Iterator[Line]:
+def _explain_change(change: PlannedChange, done: bool, serving: str | None) -> Iterator[Line]:
     mark, style = _MARKS[change.action]
     yield Line(f"{mark} {_kind(change.kind)} {change.name}", f"bold {style}")
     for field in change.fields_changed:
@@ -45,12 +45,12 @@ def _explain_change(change: PlannedChange, done: bool) -> Iterator[Line]:
         yield Line(f"    because of: {_names(change.because)}")
     if change.affects and change.action != "create":
         yield Line(f"    touches: {_names(change.affects)}")
-    if note := _data_note(change, done):
+    if note := _data_note(change, done, serving):
         yield Line(f"    {note}", "red" if change.destructive else "")
 
 
-def _data_note(change: PlannedChange, done: bool) -> str:
-    """What becomes of stored rows."""
+def _data_note(change: PlannedChange, done: bool, serving: str | None) -> str:
+    """What becomes of stored rows; `serving` is the version that is served until the new one is complete."""
     if change.kind != "feature_view":
         if not change.stored or not change.destructive:
             return ""
@@ -58,6 +58,10 @@ def _data_note(change: PlannedChange, done: bool) -> str:
     if change.stored:
         if change.action == "delete":
             return f"{change.stored}{_fate(change, done)}"
+        if change.data_changed and serving:
+            fate = " (destructive)" if change.destructive else ""
+            fill = f"fs backfill {change.name} START END"
+            return f"{change.stored} no longer hold{fate}; they are served until the new version is complete: {fill}"
         if change.data_changed:
             return f"{change.stored} no longer hold{_fate(change, done)}: materialize again"
         return f"{change.stored} stay"

@@ -119,6 +119,8 @@ class Catalog:
     on_demand: Mapping[str, BoundOnDemand]
     services: Mapping[str, FeatureService]
     rows: Mapping[str, Rows] = field(default_factory=dict)
+    awaiting: Mapping[FeatureRef, str] = field(default_factory=dict)
+    """In a catalog to read online by: the features that are applied and cannot be served yet, each with the reason."""
 
     def view(self, name: str) -> BoundView | BoundOnDemand:
         """A view of either kind; `NotFoundError` with the code VIEW_NOT_FOUND."""
@@ -127,7 +129,9 @@ class Catalog:
             raise NotFoundError(
                 f'no feature view "{name}"',
                 code="VIEW_NOT_FOUND",
-                hint=nearest(name, [*self.views, *self.on_demand]) or "See: fs list feature_view",
+                hint=self._awaited(name)
+                or nearest(name, [*self.views, *self.on_demand])
+                or "See: fs list feature_view",
             )
         return found
 
@@ -142,6 +146,11 @@ class Catalog:
                 f'no feature service "{name}"', code="SERVICE_NOT_FOUND", hint=hint or "See: fs list feature_service"
             )
         return found
+
+    def takes_pushes(self, source: str) -> bool:
+        """Whether rows can be pushed to a source."""
+        stream = self.sources[source].stream if source in self.sources else None
+        return stream is not None and stream.push
 
     def definitions(self, kind: type[D]) -> Mapping[str, D]:
         """The definitions of a kind by name, as they were applied."""
@@ -220,7 +229,8 @@ class Catalog:
         self.view(view)
         if feature not in self._features[view]:
             names = self._features[view]
-            hint = nearest(feature, names) or f"It has {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+            hint = self.awaiting.get(FeatureRef(view, feature)) or nearest(feature, names)
+            hint = hint or f"It has {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
             raise NotFoundError(
                 f'feature view "{view}" has no feature "{feature}"', code="FEATURE_NOT_FOUND", hint=hint
             )
@@ -232,7 +242,9 @@ class Catalog:
             raise NotFoundError(
                 f'no feature or feature view "{feature}"',
                 code="FEATURE_NOT_FOUND",
-                hint=nearest(feature, [*self._owners, *self._features]) or "See: fs list feature_view",
+                hint=self._awaited(feature)
+                or nearest(feature, [*self._owners, *self._features])
+                or "See: fs list feature_view",
             )
         if len(owners) > 1:
             raise NotFoundError(
@@ -241,6 +253,10 @@ class Catalog:
                 hint=f'Write "{owners[0]}:{feature}"',
             )
         return owners[0]
+
+    def _awaited(self, name: str) -> str | None:
+        """Why a view, or a feature given by its bare name, cannot be served yet."""
+        return next((reason for ref, reason in self.awaiting.items() if name in (ref.view, ref.feature)), None)
 
     @cached_property
     def _types(self) -> dict[FeatureRef, Type]:

@@ -12,7 +12,7 @@ from feature_store.definitions.tables import snapshots_path, tables_of
 from feature_store.errors import DestructiveChangeError
 from feature_store.expressions.instants import to_iso
 from feature_store.expressions.relations import ScheduledQuery
-from feature_store.registry.records import Action, Change
+from feature_store.registry.records import Action, Change, Version
 from feature_store.types import Schema
 
 KINDS = ("entity", "source", "feature_view", "on_demand_feature_view", "feature_service")
@@ -28,11 +28,13 @@ Node = tuple[str, str]
 class Stored:
     """What is stored for a view, or in the push log of a source; None where it is not known.
 
-    `through` is the instant (microseconds) up to which it is materialized.
+    `through` is the instant (microseconds) up to which it is materialized. `holds` is what was settled about the
+    version that is stored, where that is not the applied one (as `bound_of` gives it).
     """
 
     rows: int | None = None
     through: int | None = None
+    holds: Mapping[str, Any] | None = None
 
     def __str__(self) -> str:
         rows = "stored rows" if self.rows is None else f"{self.rows:,} stored row{'' if self.rows == 1 else 's'}"
@@ -100,6 +102,8 @@ class Plan:
     changes: tuple[PlannedChange, ...] = ()
     serial: int = 0
     warnings: tuple[str, ...] = ()
+    versions: Mapping[tuple[str, str], Version | None] = field(default_factory=dict)
+    serving: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
@@ -132,6 +136,7 @@ class Plan:
             "project": self.project,
             "serial": self.serial,
             "changes": [change.to_dict() for change in self.changes],
+            "serving": dict(self.serving),
             "warnings": list(self.warnings),
         }
 
@@ -259,7 +264,7 @@ def _change(
         after=after,
         fields_changed=fields,
         data_changed=data_changed,
-        destructive=data is not None and _destroys(node, old, new),
+        destructive=data is not None and _destroys(node, data.holds or old.bound.get(node, {}), new),
         affects=tuple(sorted(old.downstream(node) | new.downstream(node), key=lambda at: (KINDS.index(at[0]), at))),
         because=tuple(because),
         stored=data,
@@ -292,11 +297,11 @@ def _stored(node: Node, before: Definition | None, stored: Mapping[Node, Stored]
     return Stored() if node[0] == "feature_view" or (stream and stream.push) else None
 
 
-def _destroys(node: Node, old: _Side, new: _Side) -> bool:
+def _destroys(node: Node, before: Mapping[str, Any], new: _Side) -> bool:
     """Whether what is stored for a definition loses a column, a column's type or its key."""
     if node not in new.definitions:
         return True
-    before, after = old.bound[node], new.bound[node]
+    after = new.bound[node]
     if node[0] == "feature_view" and before["version"] != after["version"]:
         return bool(before["keys"] != after["keys"]) or _loses(before["features"], after["features"])
     return node[0] == "source" and _loses(before.get("columns", []), after.get("columns", []))

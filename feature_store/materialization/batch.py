@@ -50,7 +50,7 @@ Report = Callable[[str, int, int, int], None]
 """Called with (view, steps done, steps in all, rows written so far)."""
 
 AddressOf = Callable[[str], Address]
-"""Where the store of a view is."""
+"""Where the store of a table is, by the table's name."""
 
 Change = Callable[[Progress], Progress]
 
@@ -205,7 +205,7 @@ class Materializer:
     def _sink(
         self, bound: BoundView, table: Table, keep_from: bytes | None = None, stamp: Stamp | None = None
     ) -> OnlineSink:
-        return OnlineSink(self._address_of(bound.name), table, keep_from, stamp, self._online)
+        return OnlineSink(self._address_of(table.name), table, keep_from, stamp, self._online)
 
     def _write(self, rows: Computed, sink: OnlineSink) -> int:
         self._online.create(sink.table)
@@ -251,16 +251,19 @@ def _with_step(progress: Progress, step: Step, inputs: dict[str, str]) -> Progre
 
 
 def _finish(progress: Progress, end: int, inputs: dict[str, str]) -> Progress:
-    through = end if _is_lost(progress, inputs) else max(progress.through or end, end)
-    return replace(progress, through=through, inputs=inputs, done=(), running={})
+    if progress.through is None or _is_lost(progress, inputs):
+        return replace(progress, through=end, since=None, inputs=inputs, done=(), running={})
+    return replace(progress, through=max(progress.through, end), inputs=inputs, done=(), running={})
 
 
 def _finish_between(progress: Progress, start: int, end: int, inputs: dict[str, str]) -> Progress:
     """After an explicit run. What lies before its start was not read: a gap, or late rows there, are still to come."""
     if progress.through is None or _is_lost(progress, inputs):
-        return _finish(progress, end, inputs)
-    through = max(progress.through, end) if start <= progress.through else progress.through
-    return replace(progress, through=through, done=(), running={})
+        return replace(_finish(progress, end, inputs), since=start)
+    if start > progress.through or (progress.since is not None and end < progress.since):
+        return replace(progress, done=(), running={})
+    since = None if progress.since is None else min(progress.since, start)
+    return replace(progress, through=max(progress.through, end), since=since, done=(), running={})
 
 
 def _is_lost(progress: Progress, inputs: dict[str, str]) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -66,12 +67,20 @@ def push_log(source: str) -> str:
 
 
 class Pusher:
-    """Takes rows for the sources and views of one catalog."""
+    """Takes rows for the sources and views of one catalog, and for the `earlier` versions of views that are served
+    until the catalog's are complete: as far as what comes fits them, it is written to both."""
 
-    def __init__(self, catalog: Catalog, online: OnlineStore, offline: OfflineStore) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        online: OnlineStore,
+        offline: OfflineStore,
+        earlier: Mapping[str, BoundView] | None = None,
+    ) -> None:
         self._catalog = catalog
         self._online = online
         self._offline = offline
+        self._earlier = earlier or {}
 
     def push(self, name: str, data: Any, to: Destination) -> int:
         """Store rows of a source, or of a view over columns; how many. All are checked before any is stored.
@@ -86,9 +95,11 @@ class Pusher:
                 f'source "{name}" does not take pushed rows', hint="Add to its definition stream: {push: true}"
             )
         views = [view for view in self._catalog.views.values() if rows in view.inputs]
+        data = read_table(data)
         events = _Events(rows, self._checked(source, rows, views, data), source)
         if not len(events):
             return 0
+        views += [view for view in self._earlier.values() if _takes(view, rows, data.column_names)]
         # Wherever they go: what a view cannot compute online could not be computed from the log either, for good.
         written = [(view, *part) for view in views for part in _stored(view, events)]
         if to is not Destination.ONLINE:
@@ -102,20 +113,16 @@ class Pusher:
     def write(self, name: str, data: Any) -> int:
         """Write rows of join keys, features and times straight to the online store; how many."""
         bound = self._view(name)
-        relation = bound.relation
-        assert isinstance(relation, LatestRow)
-        names = (relation.rows.timestamp or "event_timestamp", relation.rows.created or "created")
-        table = _renamed(read_table(data), {"event_timestamp": names[0], "created": names[1]})
-        times = Schema((Column(names[0], TIMESTAMP), Column(names[1], TIMESTAMP)))
-        columns = Schema((*bound.keys, *(c for c in bound.features if c.name not in times), *times))
-        what = f'feature view "{name}"'
-        rows = conform(table, columns, what, optional=frozenset([names[1]]))
-        _refuse_nulls(rows, [*bound.keys.names, names[0]], what)
-        _refuse_odd_times(rows, names[0], what)
-        out = {column.name: rows[column.name] for column in (*bound.keys, *bound.features)}
-        out[EVENT_TIME] = rows[names[0]].cast(pa.int64())
-        out[CREATED] = pc.fill_null(rows[names[1]].cast(pa.int64()), NO_CREATED)
-        self._write(latest_table(bound), pa.table(out))
+        data = read_table(data)
+        rows = _finished(bound, data)
+        self._write(latest_table(bound), rows)
+        earlier = self._earlier.get(name)
+        if earlier is not None and isinstance(earlier.relation, LatestRow):
+            try:
+                rows = _finished(earlier, data)
+            except InvalidInputError:
+                return int(rows.num_rows)  # they are rows of the applied version, and of no other
+            self._write(latest_table(earlier), rows)
         return int(rows.num_rows)
 
     def _push_view(self, name: str, data: Any, to: Destination) -> int:
@@ -192,6 +199,33 @@ class _Events:
 
     def stamps(self) -> dict[str, pa.Array]:
         return {EVENT_TIME: pa.array(self.times, pa.int64()), CREATED: pa.array(self.created, pa.int64())}
+
+
+def _takes(earlier: BoundView, rows: Rows, given: Collection[str]) -> bool:
+    """Whether an earlier version of a view can be computed from pushed rows of its source as the source is now."""
+    for then in earlier.inputs:
+        if then.name == rows.name and replace(then, schema=rows.schema) == rows:
+            used = {*earlier.keys.names, *_columns(earlier)}
+            return used <= set(given) and all(then.schema.get(name) == rows.schema.get(name) for name in used)
+    return False
+
+
+def _finished(bound: BoundView, data: pa.Table) -> pa.Table:
+    """Rows of join keys, features and times as the online table of a view over columns has them."""
+    relation = bound.relation
+    assert isinstance(relation, LatestRow)
+    names = (relation.rows.timestamp or "event_timestamp", relation.rows.created or "created")
+    table = _renamed(data, {"event_timestamp": names[0], "created": names[1]})
+    times = Schema((Column(names[0], TIMESTAMP), Column(names[1], TIMESTAMP)))
+    columns = Schema((*bound.keys, *(c for c in bound.features if c.name not in times), *times))
+    what = f'feature view "{bound.name}"'
+    rows = conform(table, columns, what, optional=frozenset([names[1]]))
+    _refuse_nulls(rows, [*bound.keys.names, names[0]], what)
+    _refuse_odd_times(rows, names[0], what)
+    out = {column.name: rows[column.name] for column in (*bound.keys, *bound.features)}
+    out[EVENT_TIME] = rows[names[0]].cast(pa.int64())
+    out[CREATED] = pc.fill_null(rows[names[1]].cast(pa.int64()), NO_CREATED)
+    return pa.table(out)
 
 
 def _stored(bound: BoundView, events: _Events) -> list[tuple[Table, pa.Table]]:

@@ -197,7 +197,7 @@ def _add_writing(app: Service) -> None:
 
 
 def _push(app: Service, ask: PushRequest) -> int:
-    rows = app.current.online().catalog.rows.get(ask.push_source_name)
+    rows = app.store.catalog.rows.get(ask.push_source_name)
     schema = rows.schema if rows else _view_schema(app, ask.push_source_name)
     return app.store.push(ask.push_source_name, typed_table(ask.df, schema), to=ask.to)
 
@@ -209,8 +209,7 @@ def _write(app: Service, ask: WriteRequest) -> int:
 
 def _view_schema(app: Service, name: str) -> Schema:
     """The columns that rows for a view may have, as far as they are known here; the store checks the rest."""
-    catalog = app.current.online().catalog
-    view = catalog.views.get(name)
+    view = app.store.catalog.views.get(name)
     if view is None:
         return Schema(())
     of_source = [column for rows in view.inputs for column in rows.schema]

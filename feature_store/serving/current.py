@@ -23,7 +23,7 @@ PROGRESS_EVERY = 10
 
 
 class Current:
-    """The plans of the definitions applied last, replaced as a whole when somebody applies.
+    """The plans of the definitions that are served, replaced as a whole when somebody applies or a version is complete.
 
     A registry that cannot be reached leaves those known; before there are any, requests get its error as a 503.
     """
@@ -74,7 +74,7 @@ class Current:
         """Take over what is applied now."""
         try:
             self._store.refresh()
-            catalog = self._store.catalog
+            catalog = self._store.serving
             reader = self._reader or self._store.online_store
         except FeatureStoreError as error:
             self._fail(str(error))

@@ -10,7 +10,7 @@ from feature_store.storage.online import Key, OnlineStore, Row, Table
 
 
 class RoutedOnlineStore:
-    """Passes each table's calls on to the store of its view: `uri_of` gives the URI, None means the default store.
+    """Passes each table's calls on to a store by its name: `uri_of` gives the URI, None means the default store.
     Stores are opened, with `opened`, when first needed.
 
     A read makes one round trip to each store concerned. All of a view's tables, its marker too, rest in one.
@@ -52,7 +52,7 @@ class RoutedOnlineStore:
             store.close()
 
     def _store(self, table: Table) -> OnlineStore:
-        uri = self._uri_of(table.name.partition(".")[0])
+        uri = self._uri_of(table.name)
         if uri is None:
             return self._default
         if uri not in self._opened:

@@ -181,7 +181,8 @@ def test_data_is_not_dropped_unasked(fs: Shell) -> None:
     plan = fs("plan")
     assert "- feature service model" in plan
     assert "- features.city" in plan
-    assert "stored rows up to 2026-01-04T00:00:00Z no longer hold (destructive): materialize again" in plan
+    kept = "they are served until the new version is complete: fs backfill profile START END"
+    assert f"stored rows up to 2026-01-04T00:00:00Z no longer hold (destructive); {kept}" in plan
     assert "needs --allow-destructive" in plan
     fs("apply", code=1)
     assert "--allow-destructive" in fs.err

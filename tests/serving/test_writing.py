@@ -116,20 +116,26 @@ def test_materialize(fresh: Served) -> None:
     assert more.status_code == 200, more.text
 
 
-def test_definitions_applied_meanwhile_are_served(fresh: Served) -> None:
-    assert fresh.ask(["user_stats:new_name"], {"user_id": [1]}).status_code == 404
+def test_a_version_applied_meanwhile_is_served_once_it_is_filled(fresh: Served) -> None:
     file = fresh.store.root / "features.yaml"
     more = "  features:\n    - {name: new_name, type: INT64, column: clicks}"
     file.write_text(file.read_text().replace("  features:", more, 1))
     other = FeatureStore(fresh.store.root)
-    other.apply(allow_destructive=True)
+    other.apply()
     other.close()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 20
+    while "is being filled" not in fresh.ask(["user_stats:new_name"], {"user_id": [1]}).json()["error"]["hint"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert fresh.ask(["user_stats:clicks"], {"user_id": [1]}).json()["results"][1]["values"] == [10]
+    end = datetime.now(UTC).isoformat()
+    fresh.client.post("/materialize", json={"start_ts": "2000-01-01", "end_ts": end, "feature_views": ["user_stats"]})
     while fresh.ask(["user_stats:new_name"], {"user_id": [1]}).status_code == 404:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     answer = fresh.ask(["user_stats:new_name"], {"user_id": [1]}).json()
     assert answer["metadata"]["feature_names"] == ["user_id", "new_name"]
+    assert answer["results"][1]["values"] == [10]
 
 
 def test_health_answers_during_long_work(fresh: Served) -> None:
