@@ -1,8 +1,8 @@
 """Where the values of a view rest online: the tables that materialization writes and retrieval reads.
 
-A view over columns has one table of rows. Temporal windows have an items-table of tiles a hop, snapshots (windows with
-a schedule, scheduled queries) one items-table by snapshot, and beside it a `marker_table` of one row, written last,
-which says what snapshot counts. Every table's name begins with the view's: what is dropped with it leaves nothing.
+A view over columns has one table of rows. Temporal windows have an items-table of tiles a level, snapshots (windows
+with a schedule, scheduled queries) one items-table by snapshot, and beside it a `marker_table` of one row, written
+last, which says what snapshot counts. Every table's name begins with the view's: what is dropped with it leaves nothing.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ def latest_table(bound: BoundView) -> Table:
     return Table(bound.table, bound.keys, bound.features)
 
 
-def tile_table(bound: BoundView, hop: int) -> Table:
-    """The tiles and fragments of one hop (microseconds) of a temporal view."""
-    windows = bound.relation.windows if isinstance(bound.relation, Windows) else ()
-    values = tile_schema([window for window in windows if window.hop == hop])
-    step = f"{hop // SECOND}" if hop % SECOND == 0 else f"{hop}us"
+def tile_table(bound: BoundView, level: int) -> Table:
+    """The tiles of one length (microseconds), and the fragments, of a temporal view."""
+    values = tile_schema(bound.relation.at_level(level) if isinstance(bound.relation, Windows) else ())
+    step = f"{level // SECOND}" if level % SECOND == 0 else f"{level}us"
     return Table(f"{bound.table}@{step}", bound.keys, values, items=True)
 
 
@@ -65,7 +64,7 @@ def tables_of(bound: BoundView) -> tuple[Table, ...]:
     if is_snapshot(bound):
         return (snapshot_table(bound), marker_table(bound), epoch_table(bound))
     assert isinstance(bound.relation, Windows)
-    return (*(tile_table(bound, hop) for hop in bound.relation.hops), epoch_table(bound))
+    return (*(tile_table(bound, level) for level in bound.relation.levels), epoch_table(bound))
 
 
 VALID_FROM = "valid_from"

@@ -63,9 +63,9 @@ class Engine(Protocol):
         `touched`: only keys with rows in these inputs (of any event time)."""
 
     def tiles(
-        self, relation: Windows, hop: int, start: int | None, until: int, touched: Collection[str] | None = None
+        self, relation: Windows, level: int, start: int | None, until: int, touched: Collection[str] | None = None
     ) -> Computed:
-        """The state of each key and tile of one hop, over its events before `until`, for tiles that end after `start`:
+        """The state of each key and tile of a length, over its events before `until`, for tiles that end after `start`:
         keys, EVENT_TIME (the latest event's), CREATED, ITEM (the tile's), `covered` (INT64: every event before it is
         in the state), and the state columns of `aggregates.tile_schema`."""
 

@@ -170,19 +170,18 @@ def _slices(queries: Ints, sizes: Ints) -> Iterator[Ints]:
         yield from np.split(queries, np.flatnonzero(np.diff(np.cumsum(sizes) // _PAIRS_AT_ONCE)) + 1)
 
 
-def tiles(relation: Windows, windows: Sequence[Window], keys: Sequence[str], rows: pa.Table, group: Ints,
-          columns: Columns, until: int) -> pa.Table:  # fmt: skip
+def tiles(relation: Windows, level: int, rows: pa.Table, group: Ints, columns: Columns, until: int) -> pa.Table:
     """The tile rows of whole groups of events: as `Engine.tiles` gives them."""
-    hop = windows[0].hop
+    windows = relation.at_level(level)
     events = Events.of(rows, group, columns)
-    tile = _floor(events.times, hop)
+    tile = _floor(events.times, level)
     starts = np.flatnonzero(np.concatenate(([True], (group[1:] != group[:-1]) | (tile[1:] != tile[:-1]))))
     ends = np.append(starts[1:], len(tile)) - 1
     values = {window.name: events.value(window) for window in windows if window.value is not None}
     passes = {window.name: found for window in windows if (found := events.passes(window)) is not None}
     states = tile_states(windows, values, passes, events.times, events.created, starts)
-    states[COVERED] = pa.array(np.minimum(until, tile[starts] + hop))
-    out = {name: rows[name].take(pa.array(starts)) for name in keys}
+    states[COVERED] = pa.array(np.minimum(until, tile[starts] + level))
+    out = {name: rows[name].take(pa.array(starts)) for name in relation.keys.names}
     out[EVENT_TIME], out[CREATED] = pa.array(events.times[ends]), pa.array(events.created[ends])
     out[ITEM] = pa.array([tile_item(start) for start in tile[starts].tolist()], pa.binary())
     out |= {name: states[name] for name in tile_schema(windows).names}

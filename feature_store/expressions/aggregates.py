@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import compress
+from itertools import chain, compress
 from typing import Any
 
 import numpy as np
@@ -46,14 +46,14 @@ def state_columns(window: Window) -> tuple[Column, ...]:
 
 
 def tile_schema(windows: Sequence[Window]) -> Schema:
-    """The value columns of a tile of the windows of one hop: their states, then `covered` (INT64). Windows that
+    """The value columns of a tile of the windows of one level: their states, then `covered` (INT64). Windows that
     aggregate the same over different lengths share the state of the first of them."""
     columns = tuple(column for window in distinct(windows) for column in state_columns(window))
     return Schema((*columns, Column(COVERED, INT64)))
 
 
 def distinct(windows: Sequence[Window]) -> list[Window]:
-    """The windows whose states a tile holds, in order: the first of those that differ in name and length only."""
+    """The windows whose states a tile holds, in order: the first of those that differ only in name, length and hop."""
     found: dict[Window, Window] = {}
     for window in windows:
         found.setdefault(_state_key(window), window)
@@ -61,7 +61,7 @@ def distinct(windows: Sequence[Window]) -> list[Window]:
 
 
 def _state_key(window: Window) -> Window:
-    return replace(window, name="", length=0)
+    return replace(window, name="", length=0, hop=1)
 
 
 @lru_cache(maxsize=4096)
@@ -162,93 +162,161 @@ def _events(window: Window, values: Any, times: Ints, created: Ints) -> Events:
 
 
 class WindowReader:
-    """Merges the tiles and fragments of one key into the answers of its windows at T, in the order of `windows`."""
+    """Merges the tiles and fragments of one key into the answers of its windows at T, in the order of `windows`.
+
+    A window reads the longest tiles that lie within it, and at both of its ends shorter ones up to those: a week by the
+    hour takes hours up to a midnight, days, and the hours of today.
+    """
 
     def __init__(self, windows: Sequence[Window]) -> None:
-        hops = sorted({window.hop for window in windows})
-        self._hops = tuple(_Hop.of(hop, windows) for hop in hops)
+        self._levels = tuple(sorted({level for window in windows for level in window.levels}))
+        slices = [_slices([window for window in windows if level in window.levels]) for level in self._levels]
+        groups: dict[tuple[int, tuple[int, ...]], dict[Window, list[int]]] = {}
+        for place, window in enumerate(windows):
+            of_reach = groups.setdefault((window.length, window.levels), {})
+            of_reach.setdefault(_state_key(window), []).append(place)
+        self._groups = tuple(
+            _Group(
+                length,
+                tuple(self._levels.index(level) for level in levels),
+                levels,
+                tuple(
+                    _Answer(aggregate_of(windows[places[0]]), tuple(each.get(key) for each in slices), tuple(places))
+                    for key, places in by_key.items()
+                ),
+            )
+            for (length, levels), by_key in groups.items()
+        )
         self._nothing = tuple(aggregate_of(window).answer([()] * len(state_columns(window))) for window in windows)
 
     def read(self, items: Sequence[Mapping[bytes, StoredRow]], at: int) -> StoredRow:
         """The answers at T = `at` as a row: the time of the latest event used (`NO_EVENT` if none), no created, the
-        answers as raw row values. `items`: what is stored of the key, one mapping a hop, shortest hop first."""
+        answers as raw row values. `items`: what is stored of the key, one mapping a level, shortest level first."""
+        if not any(items):
+            return (NO_EVENT, _NO_CREATED, self._nothing)
+        spans = [group.spans(at) for group in self._groups]
+        wanted: list[list[_Span]] = [[] for _ in self._levels]
+        for of_group in spans:
+            for place, span in of_group:
+                wanted[place].append(span)
+        parts = [
+            _Part.of(of_level, _joined(of_spans), level) if of_level and of_spans else None
+            for level, of_level, of_spans in zip(self._levels, items, wanted, strict=True)
+        ]
         answers = list(self._nothing)
-        newest = [hop.read(of_hop, at, answers) for hop, of_hop in zip(self._hops, items, strict=True) if of_hop]
-        known = [time for time in newest if time is not None]
-        return (max(known, default=NO_EVENT), _NO_CREATED, tuple(answers))
+        for group, of_group in zip(self._groups, spans, strict=True):
+            group.answer([(place, parts[place], span) for place, span in of_group], answers)
+        return (max((part.newest for part in parts if part), default=NO_EVENT), _NO_CREATED, tuple(answers))
+
+
+_Span = tuple[bytes, bytes]
+"""Items from the first on, below the second."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """One answer to make: of `aggregate` over the columns `state`, put at `places`."""
+    """One answer to make: of `aggregate` over the columns `state` of the tiles of each level, put at `places`."""
 
     aggregate: Aggregate
-    state: slice
+    state: tuple[slice | None, ...]
     places: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Hop:
-    """The answers of the windows of one hop, by length of window, longest first."""
+class _Group:
+    """The answers of the windows of one length and hop; `levels` and where each is among those of all windows."""
 
-    hop: int
-    lengths: tuple[tuple[int, tuple[_Answer, ...]], ...]
+    length: int
+    places: tuple[int, ...]
+    levels: tuple[int, ...]
+    answers: tuple[_Answer, ...]
+
+    def spans(self, at: int) -> list[tuple[int, _Span]]:
+        """What is used at T = `at`, each span with the place of its level."""
+        since, until = _floor(at - self.length, self.levels[0]), at
+        first, end, found = tile_item(since), tile_item(until), []
+        for place, longer in zip(self.places, self.levels[1:], strict=False):
+            since, until = -(-since // longer) * longer, _floor(until, longer)
+            found += [(place, (first, first := tile_item(since))), (place, (tile_item(until), end))]
+            end = found[-1][1][0]
+        return [*found, (self.places[-1], (first, end))]
+
+    def answer(self, used: Sequence[tuple[int, _Part | None, _Span]], answers: list[Any]) -> None:
+        """Put the answers into their places; those over nothing are there already."""
+        cuts = [(place, cut) for place, part, span in used if part is not None and (cut := part.cut(span)) is not None]
+        for answer in self.answers if cuts else ():
+            states = [cut[answer.state[place]] for place, cut in cuts]  # type: ignore[index]
+            columns = states[0] if len(states) == 1 else [[*chain(*parts)] for parts in zip(*states, strict=True)]
+            found = answer.aggregate.answer(columns)
+            for place in answer.places:
+                answers[place] = found
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What is visible of the items of one level, in order of time: the items, and the columns of their values."""
+
+    order: list[bytes]
+    columns: Sequence[Sequence[Any]]
+    newest: int
 
     @classmethod
-    def of(cls, hop: int, windows: Sequence[Window]) -> _Hop:
-        mine = [window for window in windows if window.hop == hop]
-        slices, at = {}, 0
-        for window in distinct(mine):
-            width = len(state_columns(window))
-            slices[_state_key(window)] = slice(at, at + width)
-            at += width
-        places: dict[int, dict[Window, list[int]]] = {}
-        for place, window in enumerate(windows):
-            if window.hop == hop:
-                places.setdefault(window.length, {}).setdefault(_state_key(window), []).append(place)
-        made = {
-            length: tuple(_Answer(aggregate_of(windows[at[0]]), slices[key], tuple(at)) for key, at in by_key.items())
-            for length, by_key in places.items()
-        }
-        return cls(hop, tuple(sorted(made.items(), key=lambda item: -item[0])))
-
-    def read(self, items: Mapping[bytes, StoredRow], at: int, answers: list[Any]) -> int | None:
-        """Put the answers at T = `at` into their places; the time of the latest event used, None if there is none."""
-        order = self._visible(items, at)
+    def of(cls, items: Mapping[bytes, StoredRow], spans: Sequence[_Span], level: int) -> _Part | None:
+        """Tiles, and fragments that no tile covers; None if there is none."""
+        order = sorted([item for first, end in spans for item in items if first <= item < end])
+        sizes = [*map(len, order)]
+        if sum(sizes) != _TILE * len(order):
+            hidden = _hidden([*compress(order, map(_TILE.__ne__, sizes))], items, level)
+            order = [item for item in order if item not in hidden] if hidden else order
         if not order:
             return None
         times, columns = _columns(items, order)
-        for length, of_length in self.lengths:
-            first = bisect_left(order, tile_item(_floor(at - length, self.hop)))
-            cut = columns if not first else [column[first:] for column in columns]
-            for answer in of_length:
-                found = answer.aggregate.answer(cut[answer.state])
-                for place in answer.places:
-                    answers[place] = found
-        return int(max(times))
+        return cls(order, columns, int(max(times)))
 
-    def _visible(self, items: Mapping[bytes, StoredRow], at: int) -> list[bytes]:
-        """The items that the longest window uses, in order of time: tiles, and fragments that no tile covers."""
-        order = sorted(items)
-        since = tile_item(_floor(at - self.lengths[0][0], self.hop))
-        order = order[bisect_left(order, since) : bisect_left(order, tile_item(at))]
-        sizes = [*map(len, order)]
-        if sum(sizes) == _TILE * len(order):
-            return order
-        hidden = self._hidden([*compress(order, map(_TILE.__ne__, sizes))], items)
-        return [item for item in order if item not in hidden] if hidden else order
+    def cut(self, span: _Span) -> Sequence[Sequence[Any]] | None:
+        """The columns of the items of a span; None if there is none."""
+        first, end = bisect_left(self.order, span[0]), bisect_left(self.order, span[1])
+        if first >= end:
+            return None
+        if end - first == len(self.order):
+            return self.columns
+        return [column[first:end] for column in self.columns]
 
-    def _hidden(self, fragments: list[bytes], items: Mapping[bytes, StoredRow]) -> set[bytes]:
-        """Of fragments in order of time those that the tile they fall into covers. Items sort as their times do."""
-        hidden: set[bytes] = set()
-        at = 0
-        while at < len(fragments):
-            start = _floor(item_time(fragments[at]), self.hop)
-            tile, first = items.get(tile_item(start)), at
-            at = bisect_left(fragments, tile_item(start + self.hop), first)
-            if tile is not None:
-                hidden.update(fragments[first : bisect_left(fragments, tile_item(tile[2][-1]), first, at)])
-        return hidden
+
+def _slices(windows: Sequence[Window]) -> dict[Window, slice]:
+    """Where each state is among the columns of a tile of some windows."""
+    found, at = {}, 0
+    for window in distinct(windows):
+        width = len(state_columns(window))
+        found[_state_key(window)] = slice(at, at + width)
+        at += width
+    return found
+
+
+def _joined(spans: Sequence[_Span]) -> Sequence[_Span]:
+    """Spans that touch or overlap as one."""
+    if len(spans) == 1:
+        return spans
+    found: list[_Span] = []
+    for first, end in sorted(spans):
+        if found and first <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((first, end))
+    return found
+
+
+def _hidden(fragments: list[bytes], items: Mapping[bytes, StoredRow], level: int) -> set[bytes]:
+    """Of fragments in order of time those that the tile they fall into covers. Items sort as their times do."""
+    hidden: set[bytes] = set()
+    at = 0
+    while at < len(fragments):
+        start = _floor(item_time(fragments[at]), level)
+        tile, first = items.get(tile_item(start)), at
+        at = bisect_left(fragments, tile_item(start + level), first)
+        if tile is not None:
+            hidden.update(fragments[first : bisect_left(fragments, tile_item(tile[2][-1]), first, at)])
+    return hidden
 
 
 def _columns(items: Mapping[bytes, StoredRow], order: list[bytes]) -> tuple[Sequence[int], Sequence[Sequence[Any]]]:

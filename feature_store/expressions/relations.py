@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from feature_store.expressions.instants import DAY, HOUR
 from feature_store.expressions.scalars import Scalar
 from feature_store.types import Schema, Type
 
@@ -69,6 +70,16 @@ class Window:
     where: Scalar | None = None
     n: int | None = None
 
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The lengths of the tiles that it reads, each a multiple of the one before: its hop, then hours and days if
+        at least four fit in, so that a week by the hour takes 24 tiles of an hour and 6 of a day, not 168."""
+        found = [self.hop]
+        for level in (HOUR, DAY):
+            if level > found[-1] and level % found[-1] == 0 and self.length >= 4 * level:
+                found.append(level)
+        return tuple(found)
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
@@ -89,8 +100,13 @@ class Windows:
     schedule: Schedule | None = None
 
     @property
-    def hops(self) -> tuple[int, ...]:
-        return tuple(sorted({window.hop for window in self.windows}))
+    def levels(self) -> tuple[int, ...]:
+        """The lengths of the tiles that its windows read, shortest first."""
+        return tuple(sorted({level for window in self.windows for level in window.levels}))
+
+    def at_level(self, level: int) -> tuple[Window, ...]:
+        """The windows that read tiles of a length: those tiles hold their states."""
+        return tuple(window for window in self.windows if level in window.levels)
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,8 +163,8 @@ class Materializer:
 
     def _write_tiles(self, bound: BoundView, engine: Engine, step: TileStep) -> int:
         assert isinstance(bound.relation, Windows)
-        rows = engine.tiles(bound.relation, step.hop, step.start, step.until, step.touched)
-        return self._write(rows, self._sink(bound, tile_table(bound, step.hop), tile_item(step.keep_from)))
+        rows = engine.tiles(bound.relation, step.level, step.start, step.until, step.touched)
+        return self._write(rows, self._sink(bound, tile_table(bound, step.level), tile_item(step.keep_from)))
 
     def _write_snapshot(self, bound: BoundView, engine: Engine, step: SnapshotStep) -> int:
         """All rows first, then the marker: readers go over to the new snapshot in one step."""

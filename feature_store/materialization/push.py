@@ -241,10 +241,9 @@ def _stored(bound: BoundView, events: _Events) -> list[tuple[Table, pa.Table]]:
             events.evaluate(scalar)
         return []
     parts = []
-    for hop in relation.hops:
-        windows = [window for window in relation.windows if window.hop == hop]
-        table = tile_table(bound, hop)
-        parts.append((table, _fragments(bound, windows, events, table)))
+    for level in relation.levels:
+        table = tile_table(bound, level)
+        parts.append((table, _fragments(bound, relation.at_level(level), events, table)))
     return parts
 
 

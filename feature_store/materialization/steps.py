@@ -29,9 +29,9 @@ class LatestStep:
 
 @dataclass(frozen=True, slots=True)
 class TileStep:
-    """Write the tiles of one hop that end after `start`, over events before `until`."""
+    """Write the tiles of one length that end after `start`, over events before `until`."""
 
-    hop: int
+    level: int
     start: int | None
     until: int
     keep_from: int
@@ -84,7 +84,7 @@ def steps_between(bound: BoundView, start: int, end: int, past: Past | None = No
         return _snapshots(relation, start, end)
     assert isinstance(relation, Windows)
     adjoins = past is not None and not past.lost and past.through is not None and start <= past.through
-    return tuple(_tile_step(relation, hop, start if adjoins else None, end) for hop in relation.hops)
+    return tuple(_tile_step(relation, level, start if adjoins else None, end) for level in relation.levels)
 
 
 def steps_until(bound: BoundView, end: int, past: Past, inputs: Mapping[str, str]) -> tuple[Step, ...]:
@@ -102,19 +102,19 @@ def steps_until(bound: BoundView, end: int, past: Past, inputs: Mapping[str, str
         steps: tuple[Step, ...] = (LatestStep(since, end),)
         return steps if since is None or not changed else (*steps, LatestStep(None, end, changed))
     assert isinstance(relation, Windows)
-    steps = tuple(_tile_step(relation, hop, since, end) for hop in relation.hops)
+    steps = tuple(_tile_step(relation, level, since, end) for level in relation.levels)
     if since is None or not changed:
         return steps
-    return (*steps, *(_tile_step(relation, hop, None, end, changed) for hop in relation.hops))
+    return (*steps, *(_tile_step(relation, level, None, end, changed) for level in relation.levels))
 
 
 def _tile_step(
-    relation: Windows, hop: int, start: int | None, end: int, touched: frozenset[str] | None = None
+    relation: Windows, level: int, start: int | None, end: int, touched: frozenset[str] | None = None
 ) -> TileStep:
     """Tiles that no window ending at `end` or later can reach are neither computed nor kept."""
-    longest = max(window.length for window in relation.windows if window.hop == hop)
-    oldest = (end - longest) // hop * hop
-    return TileStep(hop, oldest if start is None else max(start, oldest), end, oldest, touched)
+    longest = max(window.length for window in relation.at_level(level))
+    oldest = (end - longest) // level * level
+    return TileStep(level, oldest if start is None else max(start, oldest), end, oldest, touched)
 
 
 def _snapshots(relation: LatestRow | Windows | ScheduledQuery, start: int, end: int) -> tuple[Step, ...]:

@@ -86,7 +86,7 @@ class WindowLookup:
 
     def __init__(self, bound: BoundView, relation: Windows) -> None:
         self._reader = WindowReader(relation.windows)
-        self.reads = tuple(tile_table(bound, hop) for hop in relation.hops)
+        self.reads = tuple(tile_table(bound, level) for level in relation.levels)
         self.names = tuple(window.name for window in relation.windows)
         self.absent: Row | None = _over_nothing(relation)
 
@@ -114,7 +114,7 @@ def _nothing(bound: BoundView) -> Row | None:
 
 def _over_nothing(relation: Windows) -> Row:
     """The windows over no events; their event time is 0."""
-    return Row(*WindowReader(relation.windows).read([{} for _ in relation.hops], 0))
+    return Row(*WindowReader(relation.windows).read([{} for _ in relation.levels], 0))
 
 
 def _newest(items: Mapping[bytes, Row], now: int) -> Row | None:

@@ -244,21 +244,21 @@ def test_merged_tiles_are_the_windows(
 ) -> None:
     relation = Windows(source(write(fresh(tmp_path) / "rows.parquet", rows)), KEYS, WINDOWS)
     stored: dict[int, list[Mapping[bytes, Any]]] = {key: [] for key in (1, 2, 3)}
-    for hop in relation.hops:
-        names = tile_schema([each for each in WINDOWS if each.hop == hop]).names
+    for level in relation.levels:
+        names = tile_schema(relation.at_level(level)).names
         items: dict[int, dict[bytes, Any]] = {key: {} for key in stored}
-        for row in engine.tiles(relation, hop, None, until).read().read_all().to_pylist():
+        for row in engine.tiles(relation, level, None, until).read().read_all().to_pylist():
             values = tuple(row[name] for name in names)
             items[row["user_id"]][row[ITEM]] = (row[EVENT_TIME], row[CREATED], values)
         for key in stored:
             stored[key].append(items[key])
-        later = engine.tiles(relation, hop, start, until).read().read_all()
-        assert all(start is None or item_time(item) + hop > start for item in later[ITEM].to_pylist())
-        count = sum(start is None or item_time(item) + hop > start for each in items.values() for item in each)
+        later = engine.tiles(relation, level, start, until).read().read_all()
+        assert all(start is None or item_time(item) + level > start for item in later[ITEM].to_pylist())
+        count = sum(start is None or item_time(item) + level > start for each in items.values() for item in each)
         assert later.num_rows == count
     reader = WindowReader(WINDOWS)
-    for key, per_hop in stored.items():
-        _, _, answer = reader.read(per_hop, until)
+    for key, per_level in stored.items():
+        _, _, answer = reader.read(per_level, until)
         for each, value in zip(WINDOWS, answer, strict=True):
             assert same(value, expected_of(each, rows, key, until)), (each.name, key, answer)
 

@@ -152,7 +152,7 @@ def _visible(store: FeatureStore, bound: BoundView) -> Any:
         return _rows(store, latest_table(bound))
     if not is_snapshot(bound):
         assert isinstance(bound.relation, Windows)
-        return {hop: _rows(store, tile_table(bound, hop)) for hop in bound.relation.hops}
+        return {hop: _rows(store, tile_table(bound, hop)) for hop in bound.relation.levels}
     marker = store.online_store.read([(marker_table(bound), [marker_key(bound)])])[0][0]
     if not isinstance(marker, Row):
         return None

@@ -55,7 +55,7 @@ def moments(store: FeatureStore, seed: int) -> list[tuple[tuple[str, ...], str, 
     chance = random.Random(seed)
     views = store.catalog.views
     latest, moving, daily, queried = (views[name] for name in ("a_latest", "b_moving", "c_daily", "d_queried"))
-    chunks, snapshots, hop = chance.randint(1, 8), chance.randint(1, DAYS - 3), chance.choice(moving.relation.hops)  # type: ignore[union-attr]
+    chunks, snapshots, hop = chance.randint(1, 8), chance.randint(1, DAYS - 3), chance.choice(moving.relation.levels)  # type: ignore[union-attr]
 
     def done() -> int:
         progress = store.registry.progress(latest.name, latest.version)

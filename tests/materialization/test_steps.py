@@ -65,9 +65,11 @@ def test_chunks_are_few_and_cover_everything(days: int) -> None:
 
 
 def test_tiles_that_no_window_can_reach_are_not_computed() -> None:
-    hour, week = steps_between(windows(None), 0, T)
+    hour, week, days = steps_between(windows(None), 0, T)
     assert hour == TileStep(5 * MINUTE, T - HOUR, T, T - HOUR)
     assert week == TileStep(HOUR, T - 7 * DAY, T, T - 7 * DAY)
+    midnight = T // DAY * DAY
+    assert days == TileStep(DAY, midnight - 7 * DAY, T, midnight - 7 * DAY)
 
 
 def test_the_first_incremental_run_loads_everything() -> None:
