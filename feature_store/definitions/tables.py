@@ -2,7 +2,7 @@
 
 A view over columns has one table of rows. Temporal windows have an items-table of tiles a level, snapshots (windows
 with a schedule, scheduled queries) one items-table by snapshot, and beside it a `marker_table` of one row, written
-last, which says what snapshot counts. Every table's name begins with the view's: what is dropped with it leaves nothing.
+last, which says what snapshot counts. Every table's name begins with the view's, so that dropping it leaves nothing.
 """
 
 from __future__ import annotations

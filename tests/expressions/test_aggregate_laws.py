@@ -243,8 +243,8 @@ def test_vectorised_tiles_hold_the_state_that_merging_gives(function: str, name:
 def stored(
     windows: Sequence[Window], events: Sequence[tuple[Event, str]], covered: dict[int, int]
 ) -> list[dict[bytes, Any]]:
-    """What is stored of one key, by level: "batch" events in tiles (`covered` by start of day), pushed ones as fragments,
-    "both" as both (a row pushed, then loaded by a batch)."""
+    """What is stored of one key, by level: "batch" events in tiles (`covered` by start of day), pushed ones as
+    fragments, "both" as both (a row pushed, then loaded by a batch)."""
     stores = []
     for level in sorted({level for made in windows for level in made.levels}):
         mine = [made for made in windows if level in made.levels]
