@@ -102,15 +102,16 @@ class Generations:
         """What a read may act upon: also what was known before the slow tier ceased to answer."""
         known = self._known.get(table.name)
         if known is not None:
-            newest = max(self._read_at[table.name], self._tried_at)
+            newest = max(self._read_at.get(table.name, 0.0), self._tried_at)
             if time.monotonic() - newest < self.lease or self._trying:
                 return known
         return self.look([table])[0]
 
     def to_write(self, table: Table) -> Generation:
         """What a write may act upon; `StoreUnavailableError` where the slow tier must tell and does not answer."""
-        if time.monotonic() - self._read_at.get(table.name, 0.0) < self.lease:
-            return self._known[table.name]
+        known = self._known.get(table.name)
+        if known is not None and time.monotonic() - self._read_at.get(table.name, 0.0) < self.lease:
+            return known
         return self.look([table])[0]
 
     def look(self, tables: Sequence[Table]) -> list[Generation]:

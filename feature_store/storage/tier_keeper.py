@@ -61,10 +61,8 @@ class TierKeeper:
     def want(self, table: Table, known: Generation) -> Generation:
         """Open a table that was never opened; later if the fast tier does not answer."""
         self._wanted.add(table.name)
-        if known.move == 0:
-            with contextlib.suppress(StoreUnavailableError):
-                life = self._fast.life()
-                return self._generations.move(table, known, State.OPENING, life)
+        if known.move == 0 and (life := self._life()):
+            return self._generations.move(table, known, State.OPENING, life)
         return known
 
     def ensure(self) -> None:

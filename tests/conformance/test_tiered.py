@@ -7,7 +7,6 @@ import pytest
 from feature_store.storage.online import OnlineStore, Table
 from tests.conformance.online_store import TABLES, OnlineStoreConformance
 from tests.conformance.test_sqlite import TestSQLite as SQLite
-from tests.servers import RedisServer
 from tests.storage.tiers import wait_until_open
 
 LEASE = "50ms"
