@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from uuid import uuid4
 
 import pytest
 
-from tests.servers import PostgresServer, RedisServer
+from feature_store.engines.spark import SparkEngine
+from tests.servers import HBaseServer, PostgresServer, RedisServer
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +37,35 @@ def postgres_server() -> Iterator[PostgresServer]:
 def postgres_url(postgres_server: PostgresServer) -> str:
     """The URL of an empty PostgreSQL database; it goes when the next test takes one."""
     return postgres_server.database("fresh")
+
+
+@pytest.fixture(scope="session")
+def spark_engine() -> Iterator[SparkEngine]:
+    """Spark in this process, for the whole session. The machine's and the user's time zones, and other things that
+    must not matter, are odd."""
+    conf = {
+        "spark.driver.memory": "1g",
+        "spark.sql.shuffle.partitions": "3",
+        "spark.sql.session.timeZone": "America/St_Johns",
+        "spark.sql.ansi.enabled": "false",
+        "spark.sql.caseSensitive": "false",
+        "spark.driver.extraJavaOptions": "-Duser.timezone=Asia/Kathmandu -Duser.language=tr -Duser.country=TR",
+    }
+    engine = SparkEngine("local[2]", conf)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def hbase_server(request: pytest.FixtureRequest) -> Iterator[HBaseServer]:
+    """An HBase with its Thrift gateway for the whole session. What stops it starts it again."""
+    server = HBaseServer().start()
+    failed = request.session.testsfailed
+    yield server
+    server.close(keep=request.session.testsfailed > failed)
+
+
+@pytest.fixture
+def hbase_url(hbase_server: HBaseServer) -> str:
+    """The URI of an HBase in which no other test's tables have this prefix."""
+    return f"{hbase_server.url}?prefix=t{uuid4().hex[:12]}"

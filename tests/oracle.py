@@ -152,6 +152,17 @@ def statuses(rows: Iterable[Seen], at: int, ttl: int | None = None, as_known: bo
     return ["NULL_VALUE" if value is None else "PRESENT" for value in row.values]
 
 
+def slack(function: str, is_float: bool, values: Iterable[Any]) -> float:
+    """What rounding may leave of sums that cancel: 1e-28 of the size of their terms, 1e-16 of it in a variance."""
+    if not is_float or function in ("min", "max", "first", "last"):
+        return 0.0
+    counted = [value for value in values if _counts(value)]
+    size = max((abs(float(value)) for value in counted), default=0.0)
+    if function == "stddev":
+        return 1e-4 * size if len(set(counted)) > 1 else 0.0
+    return size * 1e-14 if function in ("sum", "mean") else 0.0
+
+
 def agrees(found: Any, expected: Any, scale: float = 0.0) -> bool:
     """Equal; doubles within 1e-12 of the truth, relative (plus 1e-12 of `scale`, where they cancelled)."""
     if isinstance(found, float) and isinstance(expected, float):

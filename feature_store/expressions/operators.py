@@ -160,8 +160,8 @@ _add(
 )
 _add(
     "%(INT64, INT64) INT64",
+    "({0} % nullif(CASE WHEN {1} = -1 THEN 1 ELSE {1} END, 0))",  # DuckDB refuses -2^63 % -1
     "({0} % nullif({1}, 0))",
-    "same",
     "(({0} % abs({1}) if {0} >= 0 else -(-{0} % abs({1}))) if {1} else None)",
     "mod",
     partial=True,
