@@ -27,6 +27,7 @@ from feature_store.engines.engine import Sink
 from feature_store.engines.facts import EVENTS_AT_ONCE, conform, reach, snapshot_rows, snapshot_schema
 from feature_store.engines.files import find_files
 from feature_store.engines.scans import KNOWN, TIME
+from feature_store.engines.spark_joins import as_of
 from feature_store.engines.spark_rows import Reader, arrow_of, ddl, packed, quoted, schema_of_files, spark_path
 from feature_store.engines.spark_session import Batches, acquire, carried, failing, mapped, release
 from feature_store.engines.windows import Columns
@@ -99,6 +100,11 @@ class SparkRows:
     def count(self) -> int:
         with self._mapped():
             return int(self.frame().count())
+
+    def hidden(self) -> int:
+        """How many rows as_known hid."""
+        with self._mapped():
+            return 0 if self._hidden is None else self._hidden()
 
     def _mapped(self) -> Any:
         return mapped(self.name, self._error)
@@ -210,7 +216,7 @@ class SparkEngine:
     def as_of(
         self, relation: LatestRow | Windows, spine: pa.Table, names: Collection[str], as_known: bool = False
     ) -> pa.Table:
-        raise NotImplementedError
+        return as_of(self.reader, relation, spine, names, as_known)
 
     def compute(self, table: pa.Table, columns: Mapping[str, Scalar]) -> pa.Table:
         if not columns:
@@ -230,12 +236,15 @@ class SparkEngine:
         return table
 
     def select(self, sql: str, sources: Collection[Rows]) -> pa.Table:
+        frame = self.selected(sql, sources)
+        return SparkRows("the SELECT", lambda: frame, arrow_of(frame)).read().read_all()
+
+    def selected(self, sql: str, sources: Collection[Rows]) -> Any:
+        """The same rows as `select`, as a frame."""
         used = bind_query(sql, {source.name: source.schema for source in sources}, sample=True).tables
-        name = " and ".join(used) or "the SELECT"
-        among = [source for source in sources if source.name in used]
-        with mapped(name):
-            frame = self._rendered(sql, among, datetime.now(UTC).date(), sample=True)
-            return SparkRows(name, lambda: frame, arrow_of(frame)).read().read_all()
+        with mapped(" and ".join(used) or "the SELECT"):
+            among = [source for source in sources if source.name in used]
+            return self._rendered(sql, among, datetime.now(UTC).date(), sample=True)
 
     def _facts(
         self, relation: Windows, columns: Columns, since: int | None, until: int,
