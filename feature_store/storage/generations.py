@@ -86,7 +86,8 @@ class Generations:
         self.lease = lease
         self._slow = slow
         self._lock = threading.Lock()
-        self._known: dict[str, Generation] = {}
+        self.known: dict[str, Generation] = {}
+        """What was read last of each table."""
         self._tables: dict[str, Table] = {}
         self._read_at: dict[str, float] = {}
         self._tried_at = 0.0
@@ -96,20 +97,24 @@ class Generations:
     def all(self) -> list[tuple[Table, Generation]]:
         """The tables that were asked for, each with what was read of it last."""
         with self._lock:
-            return [(table, self._known[name]) for name, table in self._tables.items()]
+            return [(table, self.known[name]) for name, table in self._tables.items()]
+
+    @property
+    def trusted(self) -> bool:
+        """Whether reads may act upon all that is known: while the looks go on, also where the slow tier does not
+        answer them."""
+        return self._trying or time.monotonic() - self._tried_at < self.lease
 
     def to_read(self, table: Table) -> Generation:
-        """What a read may act upon: also what was known before the slow tier ceased to answer."""
-        known = self._known.get(table.name)
-        if known is not None:
-            newest = max(self._read_at.get(table.name, 0.0), self._tried_at)
-            if time.monotonic() - newest < self.lease or self._trying:
-                return known
+        """What a read may act upon."""
+        known = self.known.get(table.name)
+        if known is not None and (self.trusted or time.monotonic() - self._read_at.get(table.name, 0.0) < self.lease):
+            return known
         return self.look([table])[0]
 
     def to_write(self, table: Table) -> Generation:
         """What a write may act upon; `StoreUnavailableError` where the slow tier must tell and does not answer."""
-        known = self._known.get(table.name)
+        known = self.known.get(table.name)
         if known is not None and time.monotonic() - self._read_at.get(table.name, 0.0) < self.lease:
             return known
         return self.look([table])[0]
@@ -157,7 +162,7 @@ class Generations:
         """Remove the row; the table is then as if it had never been asked for."""
         self._slow.drop(state_table(table))
         with self._lock:
-            for by_name in (self._known, self._tables, self._read_at):
+            for by_name in (self.known, self._tables, self._read_at):
                 by_name.pop(table.name, None)
 
     def _note(self, table: Table, answer: object, began: float) -> Generation:
@@ -167,9 +172,9 @@ class Generations:
             found = Generation(State(state), number, life, answer.event_time)
         with self._lock:
             if began < self._read_at.get(table.name, 0.0):  # a read that began later was faster
-                return self._known[table.name]
-            if self._known.get(table.name) != found:
-                self._known[table.name] = replace(found, since=time.monotonic())
+                return self.known[table.name]
+            if self.known.get(table.name) != found:
+                self.known[table.name] = replace(found, since=time.monotonic())
             self._tables.setdefault(table.name, table)
             self._read_at[table.name] = began
-            return self._known[table.name]
+            return self.known[table.name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -40,17 +40,13 @@ class Row(NamedTuple):
     values: tuple[Any, ...]
 
 
-class Answers(list[list[Row | Mapping[bytes, Row] | None]]):
-    """What `read` of a store with several tiers gives: the list, and of each request how many keys each tier
-    answered. A store without tiers gives a plain list."""
+class Answers(list[Any]):
+    """What `read` of a store with several tiers gives; one without gives a plain list.
 
-    __slots__ = ("tiers",)
+    `behind` counts, of each request, the keys that the first tier did not answer by who did; empty: it answered all.
+    """
 
-    def __init__(
-        self, answers: Iterable[list[Row | Mapping[bytes, Row] | None]], tiers: Sequence[Mapping[str, int]]
-    ) -> None:
-        super().__init__(answers)
-        self.tiers = tiers
+    behind: Sequence[Mapping[str, int]] = ()
 
 
 class OnlineStore(Protocol):

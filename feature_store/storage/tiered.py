@@ -35,7 +35,7 @@ import pyarrow as pa
 
 from feature_store.errors import SettingsError, StoreUnavailableError
 from feature_store.plugins import open_fast_tier, open_online_store, redacted
-from feature_store.storage.generations import Generation, Generations, State, copies_of
+from feature_store.storage.generations import CLOSED, Generation, Generations, State, copies_of
 from feature_store.storage.online import Answers, Key, Row, Table
 from feature_store.storage.rows import raw_type
 from feature_store.storage.tier_keeper import Tally, TierKeeper
@@ -46,6 +46,7 @@ Answer = Row | Mapping[bytes, Row] | None
 
 _THREADS = 8
 _KEYS_A_REFILL = 1_000
+_MOST_TABLES = 4_096
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|s)")
 _UNITS = {"ms": 1e-3, "s": 1.0}
 
@@ -94,7 +95,7 @@ class TieredOnlineStore:
         self.tally = Tally()
         self._keeper = TierKeeper(self._fast, self._generations, self.tally)
         self._pool: ThreadPoolExecutor | None = None
-        self._copies: dict[str, tuple[Table, Generation, Table]] = {}
+        self._copies: dict[int, tuple[Table, Generation, Table]] = {}
 
     @property
     def fast_tier(self) -> str:
@@ -137,21 +138,18 @@ class TieredOnlineStore:
 
     def read(self, requests: Requests) -> list[list[Answer]]:
         self._keeper.ensure()
-        places, life = self._usable(requests)
-        found: list[list[Any]] = [[MISSING] * len(keys) for _, keys in requests]
-        if places:
-            asked = [(copies, requests[place][1]) for place, copies in places]
+        asked, life, everything = self._usable(requests)
+        if life:
             try:
                 answers, whole = self._fast.read(asked, life)
             except StoreUnavailableError:
                 self._keeper.fast_failed()
-                places = []
-            else:
-                if whole and len(places) == len(requests):
-                    return self._counted(answers, requests, [{}] * len(requests))
-                for (place, _), answer in zip(places, answers, strict=True):
-                    found[place] = answer
-        return self._completed(requests, found, dict(places), life)
+                return self._completed(requests, [(table, ()) for table, _ in requests], [], "")
+            if whole and everything:
+                self.tally.fast += sum([len(keys) for _, keys in asked])
+                return Answers(answers)
+            return self._completed(requests, asked, answers, life)
+        return self._completed(requests, asked, [], "")
 
     def scan(self, table: Table) -> Iterator[pa.RecordBatch]:
         return self._slow.scan(table)
@@ -180,54 +178,67 @@ class TieredOnlineStore:
         self._fast.close()
         self._slow.close()
 
-    def _usable(self, requests: Requests) -> tuple[list[tuple[int, Table]], str]:
-        """The requests that the fast tier may answer, each with its table there, and the life that it must be in."""
-        places: list[tuple[int, Table]] = []
-        life = ""
-        for place, (table, _) in enumerate(requests if self._keeper.fast_answers else ()):
-            known = self._generations.to_read(table)
-            if known.state is State.OPEN and known.life == (life or known.life):
+    def _usable(self, requests: Requests) -> tuple[list[tuple[Table, Sequence[Key]]], str, bool]:
+        """What to ask the fast tier, the life that it must be in (empty: nothing may be asked), and whether that is
+        everything: where a table has no copies to use, no keys of the table itself are asked."""
+        asked: list[tuple[Table, Sequence[Key]]] = []
+        life, everything = "", True
+        trusted, by_name = self._generations.trusted and self._keeper.fast_answers, self._generations.known
+        for table, keys in requests:
+            known = by_name.get(table.name) if trusted else None
+            if known is None:
+                known = self._generations.to_read(table) if self._keeper.fast_answers else CLOSED
+            if known.state is State.OPEN and (known.life == life or not life):
                 life = known.life
-                places.append((place, self._copies_of(table, known)))
-        return places, life
+                asked.append((self._copies_of(table, known), keys))
+            else:
+                everything = False
+                asked.append((table, ()))
+        return asked, life, everything
 
     def _copies_of(self, table: Table, known: Generation) -> Table:
         """One object a table and generation: codecs are found by it."""
-        kept = self._copies.get(table.name)
+        kept = self._copies.get(id(table))
         if kept is None or kept[0] is not table or kept[1] is not known:
-            kept = self._copies[table.name] = (table, known, copies_of(table, known))
+            if len(self._copies) >= _MOST_TABLES:
+                self._copies.clear()
+            kept = self._copies[id(table)] = (table, known, copies_of(table, known))
         return kept[2]
 
     def _completed(
-        self, requests: Requests, found: list[list[Any]], copies: Mapping[int, Table], life: str
+        self, requests: Requests, asked: Requests, answers: Sequence[list[Any]], life: str
     ) -> list[list[Answer]]:
         """The answers with what is missing from the slow tier in its place."""
-        rows = [[row for row, answer in enumerate(answers) if answer is MISSING] for answers in found]
-        missing = {
-            place: _Missing(requests[place][0], copies.get(place), [requests[place][1][row] for row in at])
-            for place, at in enumerate(rows)
-            if at
-        }
-        answers, tier = self._from_slow([*missing.values()], life), "slow"
-        if answers is None:
-            answers, tier = [m.absent() for m in missing.values()], "timeout"
-        for place, answer in zip(missing, answers, strict=True):
-            for row, value in zip(rows[place], answer, strict=True):
-                found[place][row] = value
-        return self._counted(found, requests, [{tier: len(at)} if at else {} for at in rows])
+        found = [
+            answers[place] if life and asked[place][0] is not table else [MISSING] * len(keys)
+            for place, (table, keys) in enumerate(requests)
+        ]
+        rows = [[row for row, answer in enumerate(each) if answer is MISSING] for each in found]
+        missing = {}
+        for place, at in enumerate(rows):
+            if at:
+                table, keys = requests[place]
+                copies = None if asked[place][0] is table else asked[place][0]
+                missing[place] = _Missing(table, copies, [keys[row] for row in at])
+        slow, tier = self._from_slow([*missing.values()], life), "slow"
+        if slow is None:
+            slow, tier = [each.absent() for each in missing.values()], "timeout"
+        for place, part in zip(missing, slow, strict=True):
+            for row, answer in zip(rows[place], part, strict=True):
+                found[place][row] = answer
+        return self._counted(found, rows, tier)
 
-    def _counted(
-        self, answers: list[list[Any]], requests: Requests, others: Sequence[Mapping[str, int]]
-    ) -> list[list[Answer]]:
-        """The answers with how many keys of each request each tier answered."""
-        tally, tiers = self.tally, []
-        for (_, keys), other in zip(requests, others, strict=True):
-            fast = len(keys) - sum(other.values()) if other else len(keys)
-            tally.fast += fast
-            tally.slow += other.get("slow", 0)
-            tally.timeout += other.get("timeout", 0)
-            tiers.append({"fast": fast, **other} if fast else other)
-        return Answers(answers, tiers)
+    def _counted(self, found: list[list[Any]], rows: Sequence[Sequence[int]], tier: str) -> list[list[Answer]]:
+        """The answers, with the rows of each that came by another tier than the first."""
+        behind = sum(map(len, rows))
+        self.tally.fast += sum(map(len, found)) - behind
+        if tier == "slow":
+            self.tally.slow += behind
+        else:
+            self.tally.timeout += behind
+        answers = Answers(found)
+        answers.behind = [{tier: len(at)} if at else {} for at in rows]
+        return answers
 
     def _from_slow(self, missing: list[_Missing], life: str) -> list[list[Answer]] | None:
         """What the slow tier answers; None where it took too long and that is to count as missing."""

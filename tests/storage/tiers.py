@@ -6,10 +6,9 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from feature_store.storage.generations import State
-from feature_store.storage.online import OnlineStore, Table
+from feature_store.storage.online import Answers, OnlineStore, Table
 from feature_store.storage.tiered import TieredOnlineStore
 
 
@@ -90,10 +89,13 @@ def wait_until_open(store: OnlineStore) -> None:
     wait_for(lambda: store.fast_tier == "ok")
 
 
+def behind(store: TieredOnlineStore, *requests: tuple[Table, Sequence[tuple[int, ...]]]) -> list[Mapping[str, int]]:
+    """Who answers a read besides the fast tier."""
+    answers = store.read(requests)
+    assert isinstance(answers, Answers)
+    return list(answers.behind)
+
+
 def has_copies(store: TieredOnlineStore, table: Table, keys: Sequence[tuple[int, ...]]) -> bool:
     """Whether a read of keys finds copies of all."""
-    return store.read([(table, keys)]).tiers == [{"fast": len(keys)}]  # type: ignore[attr-defined]
-
-
-def is_open(store: TieredOnlineStore, table: Table) -> bool:
-    return store._generations.to_read(table).state is State.OPEN
+    return behind(store, (table, keys)) == []
