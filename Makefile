@@ -19,12 +19,16 @@ $(BIN)/fs: pyproject.toml requirements.lock
 .PHONY: install
 install: $(BIN)/fs ## make .venv with the package and what its tests need
 
+SERVERS := redis-server postgresql openjdk-17-jre-headless maven
+
 .PHONY: services
-services: ## install the servers that the tests start (Redis, PostgreSQL), by apt when root
-	@{ command -v redis-server && { command -v pg_ctl || ls /usr/lib/postgresql/*/bin/pg_ctl; }; } >/dev/null 2>&1 || { \
+services: ## install the servers that the tests start (Redis, PostgreSQL, HBase), by apt when root, and by Maven
+	@{ command -v redis-server && { command -v pg_ctl || ls /usr/lib/postgresql/*/bin/pg_ctl; } \
+	  && command -v java && command -v mvn; } >/dev/null 2>&1 || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq redis-server postgresql >/dev/null; \
-	  else echo "servers are missing: sudo apt-get install redis-server postgresql" >&2; exit 1; fi; }
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(SERVERS) >/dev/null; \
+	  else echo "servers are missing: sudo apt-get install $(SERVERS)" >&2; exit 1; fi; }
+	@$(PYTHON) tests/jars.py
 
 FEAST := benchmarks/.feast/bin/python
 

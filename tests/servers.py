@@ -190,7 +190,7 @@ class JavaProcess:
 
 class HBaseServer:
     """An HBase master with its region server and ZooKeeper in one process, and a Thrift gateway in another; both can be
-    stopped, killed and started again at the same ports with the same data. `admin_start` adds a Thrift 2 gateway.
+    stopped, killed and started again at the same ports with the same data. `start_admin` adds a Thrift 2 gateway.
     """
 
     def __init__(self) -> None:
@@ -234,7 +234,7 @@ class HBaseServer:
         if not self._processes[name].alive:
             self._processes[name].start()
 
-    def admin_start(self) -> str:
+    def start_admin(self) -> str:
         """Start the Thrift 2 gateway and wait for its port; where it is."""
         self.start_one("admin")
         self._until(lambda: _listens(self.admin_port), "the Thrift 2 gateway")
