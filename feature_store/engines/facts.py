@@ -15,6 +15,7 @@ from feature_store.engines.scans import KNOWN, TIME, Scan, listed, quoted
 from feature_store.engines.windows import Columns, Events, Ints, answers
 from feature_store.expressions.relations import Rows, Window, Windows
 from feature_store.expressions.scalars import Ref, Scalar, to_sql
+from feature_store.expressions.sql_writer import duckdb_order
 from feature_store.storage.online import NO_CREATED
 from feature_store.types import Schema, Type
 
@@ -122,7 +123,9 @@ class Facts:
             f"SELECT {using} FROM ({narrow}) SEMI JOIN winners USING ({using}) "
             f"GROUP BY ALL HAVING count(*) > 1) USING ({using})"
         )
-        order = listed(f"{name} DESC NULLS LAST" for name in (KNOWN, *self.short_values))
+        typed = zip(self.short_values, self._scalars, strict=True)
+        keys = [KNOWN, *(duckdb_order(name, scalar.type) for name, scalar in typed)]
+        order = listed(f"{key} DESC NULLS LAST" for key in keys)
         untied = f"(FROM winners ANTI JOIN tied USING ({using}))"
         return (
             f"{self.candidates(*identity, tag=tag, winners=untied)} "

@@ -23,6 +23,13 @@ def to_sql(scalar: Scalar, dialect: str = "duckdb") -> str:
     return Writer(dialect).write(scalar)
 
 
+def duckdb_order(text: str, type_: Type) -> str:
+    """What to order values of a type by in DuckDB, which takes nulls in arrays for greatest: they are lowest."""
+    if type_.item is None:
+        return text
+    return f"list_transform({text}, lambda v: row(v IS NOT NULL, {duckdb_order('v', type_.item)}))"
+
+
 class Writer:
     """Writes a tree of bound scalars as SQL of one dialect, node by node."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from tests.conformance.engine_expressions import ExpressionConformance
+from tests.conformance.engine_history import HistoryConformance
+from tests.conformance.engine_sources import SourceConformance
 
 
-class EngineConformance(ExpressionConformance):
+class EngineConformance(ExpressionConformance, HistoryConformance, SourceConformance):
     """Subclasses define the fixture `engine`, which may be shared by all tests."""

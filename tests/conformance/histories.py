@@ -246,6 +246,8 @@ def _positive(each: Event) -> bool:
 
 
 def _comparable(value: Any) -> Any:
+    if isinstance(value, list):
+        return ()  # lists are only counted
     return value + 0.0 if isinstance(value, float) else value
 
 
