@@ -33,6 +33,7 @@ from feature_store.definitions.tables import tables_of
 from feature_store.errors import InvalidInputError, Location, NotFoundError, SettingsError, nearest
 from feature_store.expressions.instants import instant, to_iso
 from feature_store.expressions.relations import Rows
+from feature_store.materialization.backfill import Backfill
 from feature_store.materialization.batch import Materializer, Report
 from feature_store.materialization.push import Destination, Pusher, push_log
 from feature_store.materialization.rollout import KEPT_FOR, Rollout
@@ -43,7 +44,7 @@ from feature_store.registry.registry import Registry
 from feature_store.repository import Repository
 from feature_store.retrieval.assembly import HistoricalQuery
 from feature_store.retrieval.historical import retrieve
-from feature_store.retrieval.job import HistoricalJob
+from feature_store.retrieval.job import HistoricalJob, Selection
 from feature_store.retrieval.online import OnlineFeatures
 from feature_store.retrieval.response import OnlineResponse
 from feature_store.settings import EnginePlace, Settings, resolve_uri
@@ -362,6 +363,44 @@ class FeatureStore(Directory):
         views = self._online_views(feature_views)
         return self._run(views, lambda view: materializer.until(view, self._engine(view.view.engine), end))
 
+    def backfill(
+        self,
+        feature_view: str,
+        start_date: Any,
+        end_date: Any,
+        parallel: int = 2,
+        progress: Report | None = None,
+        notice: Callable[[str], object] | None = None,
+    ) -> int:
+        """Compute [start, end] of the applied version of a view in chunks, `parallel` at a time, and write it online;
+        the number of rows. If it then holds what the served version does, it is served from now on, in one step.
+
+        Killed and run again, it goes on. `notice` takes what the user should know of, such as another backfill.
+        """
+        start, end = instant(start_date), _not_after_now(end_date)
+        if start > end:
+            raise InvalidInputError(f"the start {start_date} lies after the end {end_date}, or after now")
+        (view,) = self._online_views([feature_view])
+        if not view.view.online:
+            raise InvalidInputError(f'feature view "{view.name}" is not kept online', hint="Set online: true")
+        engine, report = self._engine(view.view.engine), progress or (lambda *_: None)
+        backfill = Backfill(self._materializer(progress), self.registry, parallel, report, notice or (lambda _: None))
+        rollout = self._rollout
+        rollout.wait_for_pushes(view)
+        rows = backfill.run(view, engine, start, end)
+        if rollout.lacks(view):
+            backfill.look_before(view, engine)
+        rollout.promote(view)
+        self.refresh()
+        self._drop_retired()
+        return rows
+
+    def filling(self) -> dict[str, str]:
+        """The views whose applied version is not served yet, each with what that version lacks."""
+        self.refresh()
+        found = {name: self._rollout.lacks(self.catalog.views[name]) for name in self._earlier}
+        return {name: reason or "it is about to be served" for name, reason in found.items()}
+
     def _run(self, views: Iterable[BoundView], work: Callable[[BoundView], int]) -> int:
         """Do work for each view, for the version of it that is served and for the applied one."""
         rows = sum(self._rollout.run(view, work) for view in views)
@@ -427,12 +466,13 @@ class FeatureStore(Directory):
     ) -> HistoricalJob:
         """The features of each row of `entity_df` as of its `event_timestamp`: rows out = rows in, in their order.
 
-        `entity_df` is a DataFrame, an Arrow table, the path of a Parquet or CSV file, or a SELECT over the sources.
+        `entity_df` is a DataFrame, an Arrow table, the path of a Parquet or CSV file, or a SELECT over the sources; with
+        the Spark engine also a Spark DataFrame, and rows of any number: they stay in the cluster.
         """
         catalog = self.catalog
         query = HistoricalQuery(catalog.resolve(features), full_feature_names, as_known, statuses)
         if isinstance(entity_df, str) and _is_sql(entity_df):
-            entity_df = self._select(catalog, entity_df)
+            entity_df = Selection(entity_df, tuple(catalog.rows.values()))
         return retrieve(
             catalog, query, entity_df, lambda view: self._engine(engine), self.offline_store, self._kept_snapshots
         )
@@ -440,9 +480,6 @@ class FeatureStore(Directory):
     def _kept_snapshots(self, bound: BoundView) -> Sequence[int]:
         progress = self.registry.progress(bound.name, bound.version)
         return progress.snapshots if progress else ()
-
-    def _select(self, catalog: Catalog, sql: str) -> Any:
-        return self._engine().select(sql, tuple(catalog.rows.values()))
 
     def get_online_features(
         self,

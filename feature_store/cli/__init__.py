@@ -30,6 +30,7 @@ COMMANDS = {
     "registry": "registry",
     "materialize": "materialize",
     "materialize-incremental": "materialize",
+    "backfill": "backfill",
     "get-online-features": "online",
     "get-historical-features": "offline",
     "push": "push",

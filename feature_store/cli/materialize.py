@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from feature_store.cli.backfill import tell_versions
 from feature_store.cli.command import Invocation, command, instant_argument, read_instant
 from feature_store.errors import UsageError
 
@@ -26,9 +27,11 @@ def materialize(invocation: Invocation, start: int, end: int, views: tuple[str, 
     if start > end:
         raise UsageError(f"START {to_iso(start)} is after END {to_iso(end)}")
     asked, end = end, min(end, read_instant("now"))
+    before = invocation.store.filling()
     with reporting() as report:
         rows = invocation.store.materialize(to_datetime(start), to_datetime(end), list(views) or None, report)
     click.echo(f"Materialized {rows:,} rows from {to_iso(start)} to {_reached(end, asked)}.")
+    tell_versions(invocation, before)
 
 
 @command("materialize-incremental")
@@ -43,9 +46,11 @@ def materialize_incremental(invocation: Invocation, end: int, views: tuple[str, 
     from feature_store.expressions.instants import to_datetime
 
     asked, end = end, min(end, read_instant("now"))
+    before = invocation.store.filling()
     with reporting() as report:
         rows = invocation.store.materialize_incremental(to_datetime(end), list(views) or None, report)
     click.echo(f"Materialized {rows:,} rows up to {_reached(end, asked)}.")
+    tell_versions(invocation, before)
 
 
 def _reached(end: int, asked: int) -> str:

@@ -22,7 +22,7 @@ KINDS = {
 }
 """Each kind, and what else people call it."""
 
-_COLUMNS = ("kind", "name", "version", "entities", "features")
+_COLUMNS = ("kind", "name", "version", "entities", "features", "served")
 """What a line of `fs list` shows; `fs describe` and --json have the rest."""
 
 _WIDEST_FEATURES = 24
@@ -37,6 +37,7 @@ def list(invocation: Invocation, output: Output, kind: str | None) -> None:  # n
     found = invocation.store.list(asked)
     shown = [
         {**item, "entities": ", ".join(item.get("entities", ())), "features": _shortened(_feature_names(item))}
+        | ({} if item.get("complete", True) else {"served": "the version before"})
         for item in found
     ]
     used = [column for column in _COLUMNS if column == "name" or any(row.get(column) for row in shown)]

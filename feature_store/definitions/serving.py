@@ -12,6 +12,7 @@ from dataclasses import replace
 from feature_store.definitions.catalog import BoundOnDemand, BoundView, Catalog, FeatureRef
 from feature_store.definitions.service import FeatureService
 from feature_store.errors import NotFoundError
+from feature_store.expressions.instants import to_iso
 from feature_store.expressions.relations import LatestRow
 from feature_store.registry.records import Progress, Role, State, Version
 from feature_store.types import Type
@@ -62,15 +63,20 @@ def served_after(state: State, roles: Mapping[VersionKey, Version | None]) -> di
     return {v.view: v.version for v in (versions | dict(roles)).values() if v and v.role is Role.SERVED}
 
 
-def covers(bound: BoundView, new: Progress | None, old: Progress | None) -> bool:
-    """Whether a version of a view holds all that an earlier one does: as late, and from as early on."""
+def lacks(bound: BoundView, new: Progress | None, old: Progress | None) -> str | None:
+    """What a version of a view lacks that an earlier one holds: values as late, or from as early on; None: nothing."""
     if old is None or old.through is None:
-        return True
-    if new is None or new.through is None or new.through < old.through:
-        return False
-    if not isinstance(bound.relation, LatestRow):
-        return True  # tiles reach back as far as their windows, snapshots are whole
-    return new.since is None or (old.since is not None and new.since <= old.since)
+        return None
+    if new is None or new.through is None:
+        return "it is empty"
+    if new.through < old.through:
+        return f"it ends at {to_iso(new.through)}, the served one at {to_iso(old.through)}"
+    if not isinstance(bound.relation, LatestRow) or new.since is None:
+        return None  # tiles reach back as far as their windows, snapshots are whole
+    if old.since is None or old.since < new.since:
+        begins = "with the first row" if old.since is None else f"at {to_iso(old.since)}"
+        return f"it begins at {to_iso(new.since)}, the served one {begins}"
+    return None
 
 
 def serving_catalog(applied: Catalog, earlier: Mapping[str, Catalog]) -> Catalog:

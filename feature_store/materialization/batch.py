@@ -57,7 +57,7 @@ Change = Callable[[Progress], Progress]
 _ATTEMPTS = 10
 """To keep a snapshot that another run keeps at the same time."""
 
-_EPOCH = "epoch of the online store"
+EPOCH = "epoch of the online store"
 """Among the fingerprints of the inputs, because progress holds only where what was written still is."""
 
 
@@ -80,24 +80,25 @@ class Materializer:
 
     def between(self, bound: BoundView, engine: Engine, start: int, end: int) -> int:
         """Materialize [start, end], whatever was done before; the number of rows written."""
-        inputs = _inputs(bound, engine)
-        epoch = self._epoch(bound)
-        steps = steps_between(bound, start, end, self._past(bound, epoch))
-        return self._run(bound, engine, steps, inputs | epoch, lambda p: _finish_between(p, start, end, inputs | epoch))
+        inputs = fingerprints(bound, engine)
+        epoch = self.epoch(bound)
+        steps = steps_between(bound, start, end, self.past(bound, epoch))
+        return self._run(bound, engine, steps, inputs | epoch, lambda p: finish_between(p, start, end, inputs | epoch))
 
     def until(self, bound: BoundView, engine: Engine, end: int) -> int:
         """Materialize what is new since the last run, late rows included; the number of rows written."""
-        inputs = _inputs(bound, engine)
-        epoch = self._epoch(bound)
-        steps = steps_until(bound, end, self._past(bound, epoch), inputs)
+        inputs = fingerprints(bound, engine)
+        epoch = self.epoch(bound)
+        steps = steps_until(bound, end, self.past(bound, epoch), inputs)
         return self._run(bound, engine, steps, inputs | epoch, lambda p: _finish(p, end, inputs | epoch))
 
-    def _past(self, bound: BoundView, epoch: dict[str, str]) -> Past:
-        progress = self._progress(bound)
+    def past(self, bound: BoundView, epoch: dict[str, str]) -> Past:
+        """What earlier runs of a view did, as far as it is still in the store."""
+        progress = self.progress(bound)
         marker = self._marker(bound) if is_snapshot(bound) else None
         published = marker.event_time if marker else None
-        lost = _is_lost(progress, epoch)
-        inputs = {name: mark for name, mark in progress.inputs.items() if name != _EPOCH}
+        lost = is_lost(progress, epoch)
+        inputs = {name: mark for name, mark in progress.inputs.items() if name != EPOCH}
         return Past(progress.through, inputs, frozenset(progress.snapshots), published, lost)
 
     def _run(
@@ -108,14 +109,14 @@ class Materializer:
         self._report(bound.name, 0, len(steps), rows)
         for index, step in enumerate(steps):
             if _mark(step) not in finished:
-                rows += self._step(bound, engine, step)
-                self._check_epoch(bound, inputs[_EPOCH])
-                self._save(bound, lambda p, step=step: _with_step(p, step, inputs))  # type: ignore[misc]
+                rows += self.step(bound, engine, step)
+                self.check_epoch(bound, inputs[EPOCH])
+                self.save(bound, lambda p, step=step: _with_step(p, step, inputs))  # type: ignore[misc]
             self._report(bound.name, index + 1, len(steps), rows)
-        self._save(bound, finish)
+        self.save(bound, finish)
         return rows
 
-    def _epoch(self, bound: BoundView) -> dict[str, str]:
+    def epoch(self, bound: BoundView) -> dict[str, str]:
         """The store's epoch of the view, begun now if there is none, as a fingerprint among those of the inputs."""
         if self._began(bound) is None:
             now = time.time_ns() // 1000
@@ -123,13 +124,14 @@ class Materializer:
             row = pa.table([[name] for name in marker_key(bound)] + [[now]], schema=_schema(table))
             self._online.create(table)
             self._online.write(table, timed(row, -now, NO_CREATED))  # of two at once, the first stays
-        return {_EPOCH: str(self._began(bound))}
+        return {EPOCH: str(self._began(bound))}
 
     def _began(self, bound: BoundView) -> int | None:
         row = self._online.read([(epoch_table(bound), [marker_key(bound)])])[0][0]
         return int(row.values[0]) if isinstance(row, Row) else None
 
-    def _check_epoch(self, bound: BoundView, epoch: str) -> None:
+    def check_epoch(self, bound: BoundView, epoch: str) -> None:
+        """`StoreUnavailableError` where the store has lost what was written since the epoch began."""
         began = self._began(bound)
         # Of two runs that begin an epoch at once the earlier time stays; an epoch after a loss is a later one.
         if began is None or began > int(epoch):
@@ -140,14 +142,15 @@ class Materializer:
 
     def _finished(self, bound: BoundView, inputs: dict[str, str]) -> frozenset[tuple[int, int]]:
         """The marks of the steps that an interrupted run finished over the same inputs."""
-        progress = self._progress(bound)
+        progress = self.progress(bound)
         if progress.done and progress.running == inputs:
             return frozenset(progress.done)
         if progress.done:
-            self._save(bound, lambda p: replace(p, done=(), running={}))
+            self.save(bound, lambda p: replace(p, done=(), running={}))
         return frozenset()
 
-    def _step(self, bound: BoundView, engine: Engine, step: Step) -> int:
+    def step(self, bound: BoundView, engine: Engine, step: Step) -> int:
+        """Do one step; the number of rows written, all of them acknowledged."""
         match step:
             case LatestStep():
                 return self._write_latest(bound, engine, step)
@@ -211,20 +214,21 @@ class Materializer:
         self._online.create(sink.table)
         return rows.write(sink)
 
-    def _progress(self, bound: BoundView) -> Progress:
+    def progress(self, bound: BoundView) -> Progress:
+        """How far a version is materialized; an empty record where it never was."""
         return self._registry.progress(bound.name, bound.version) or Progress(bound.name, bound.version)
 
-    def _save(self, bound: BoundView, change: Change) -> None:
+    def save(self, bound: BoundView, change: Change) -> None:
         """Fold a change into the view's progress; a concurrent run's change is kept, too."""
         while True:
             try:
-                self._registry.save_progress(change(self._progress(bound)))
+                self._registry.save_progress(change(self.progress(bound)))
                 return
             except ConflictError:
                 continue
 
 
-def _inputs(bound: BoundView, engine: Engine) -> dict[str, str]:
+def fingerprints(bound: BoundView, engine: Engine) -> dict[str, str]:
     """Fingerprints of all inputs, taken before anything is read: what arrives meanwhile is new next time."""
     return {name: mark for rows in bound.inputs for name, mark in engine.inputs(rows).items()}
 
@@ -251,14 +255,14 @@ def _with_step(progress: Progress, step: Step, inputs: dict[str, str]) -> Progre
 
 
 def _finish(progress: Progress, end: int, inputs: dict[str, str]) -> Progress:
-    if progress.through is None or _is_lost(progress, inputs):
+    if progress.through is None or is_lost(progress, inputs):
         return replace(progress, through=end, since=None, inputs=inputs, done=(), running={})
     return replace(progress, through=max(progress.through, end), inputs=inputs, done=(), running={})
 
 
-def _finish_between(progress: Progress, start: int, end: int, inputs: dict[str, str]) -> Progress:
+def finish_between(progress: Progress, start: int, end: int, inputs: dict[str, str]) -> Progress:
     """After an explicit run. What lies before its start was not read: a gap, or late rows there, are still to come."""
-    if progress.through is None or _is_lost(progress, inputs):
+    if progress.through is None or is_lost(progress, inputs):
         return replace(_finish(progress, end, inputs), since=start)
     if start > progress.through or (progress.since is not None and end < progress.since):
         return replace(progress, done=(), running={})
@@ -266,9 +270,9 @@ def _finish_between(progress: Progress, start: int, end: int, inputs: dict[str, 
     return replace(progress, through=max(progress.through, end), since=since, done=(), running={})
 
 
-def _is_lost(progress: Progress, inputs: dict[str, str]) -> bool:
+def is_lost(progress: Progress, inputs: dict[str, str]) -> bool:
     """Whether what was written so far is not in the store any more."""
-    return progress.inputs.get(_EPOCH) != inputs[_EPOCH]
+    return progress.inputs.get(EPOCH) != inputs[EPOCH]
 
 
 def _schema(table: Table) -> pa.Schema:

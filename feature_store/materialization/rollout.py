@@ -13,7 +13,7 @@ from typing import Any
 
 from feature_store.definitions.catalog import BoundView, Catalog
 from feature_store.definitions.feature_view import FeatureView
-from feature_store.definitions.serving import covers
+from feature_store.definitions.serving import lacks
 from feature_store.errors import ConflictError, FeatureStoreError
 from feature_store.expressions.instants import SECOND
 from feature_store.registry.records import Record, Role, State, Version
@@ -87,8 +87,7 @@ class Rollout:
             served = self._served(state, bound.name)
             if served is None:
                 return True
-            new, old = (self.registry.progress(bound.name, version) for version in (bound.version, served.version))
-            if not covers(bound, new, old):
+            if self._lacks(bound, served):
                 return False
             try:
                 retired = replace(served, role=Role.RETIRED, since=_now())
@@ -96,6 +95,15 @@ class Rollout:
                 return True
             except ConflictError:
                 continue  # somebody applied something: look again what is served
+
+    def lacks(self, bound: BoundView) -> str | None:
+        """Why a version is not served yet; None if it is."""
+        served = self._served(self.registry.load(), bound.name)
+        return None if served is None else self._lacks(bound, served)
+
+    def _lacks(self, bound: BoundView, served: Version) -> str | None:
+        new, old = (self.registry.progress(bound.name, version) for version in (bound.version, served.version))
+        return lacks(bound, new, old)
 
     def drop_retired(self, drop: Callable[[Record], Any], kept_for: int) -> None:
         """Drop what versions hold that nobody reads any more, and forget them."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 import uuid
+from contextlib import suppress
 
 import sqlalchemy as sa
 
-from feature_store.errors import ConflictError
+from feature_store.errors import ConflictError, StoreUnavailableError
 from feature_store.registry.database import Database
 from feature_store.registry.records import Lease
 from feature_store.registry.tables import LEASES
@@ -80,6 +82,50 @@ class Leases:
 
     def _key(self, name: str) -> tuple[sa.ColumnElement[bool], ...]:
         return (LEASES.c.project == self._project, LEASES.c.name == name)
+
+
+class Heartbeat:
+    """Renews a lease in a thread while its holder works, and releases it in the end: `with Heartbeat(...) as beat:`.
+
+    `lost` says that another holder has taken it, or that it could not be renewed in time: stop then.
+    """
+
+    def __init__(self, leases: Leases, lease: Lease, seconds: float) -> None:
+        self._leases = leases
+        self._lease = lease
+        self._seconds = seconds
+        self._ended = threading.Event()
+        self._lost = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"lease {lease.name}", daemon=True)
+
+    @property
+    def lost(self) -> bool:
+        return self._lost.is_set()
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        with suppress(StoreUnavailableError):  # it ends by itself
+            self._leases.release(self._lease)
+
+    def _run(self) -> None:
+        until = time.monotonic() + self._seconds
+        while not self._ended.wait(self._seconds / 4):
+            began = time.monotonic()
+            try:
+                self._leases.renew(self._lease, self._seconds)
+                until = began + self._seconds
+            except ConflictError:
+                self._lost.set()
+                return
+            except StoreUnavailableError:  # it may come back while the lease lasts
+                if time.monotonic() > until:
+                    self._lost.set()
+                    return
 
 
 def fence(connection: sa.Connection, project: str, lease: Lease) -> None:
