@@ -7,16 +7,24 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
+import boto3
 import happybase
+import httpx
 import psutil
 import psycopg
+import pyarrow as pa
 import redis
+from botocore.exceptions import BotoCoreError, ClientError
+from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import DeltaError
 from thriftpy2.thrift import TException
 
 from tests.jars import jars, java
@@ -156,9 +164,9 @@ class PostgresServer:
 class JavaProcess:
     """A program in a JVM of its own, with a folder for its settings; what it prints goes to a file."""
 
-    def __init__(self, main: str, jars: Path, conf: Path, log: Path, heap: int) -> None:
+    def __init__(self, main: str, jars: Path, conf: Path, log: Path, heap: int, *arguments: str) -> None:
         memory = ["-Xms32m", f"-Xmx{heap}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
-        self._command = [java(), *memory, "-cp", f"{conf}:{jars}/*", main, "start"]
+        self._command = [java(), *memory, "-cp", f"{conf}:{jars}/*", main, *arguments]
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -182,6 +190,11 @@ class JavaProcess:
             self._process.wait()
         self._process = None
 
+    def wait(self) -> int:
+        """Until it ends by itself; its exit code."""
+        assert self._process is not None
+        return self._process.wait(60)
+
     def pause(self, paused: bool) -> None:
         """Let it hang, or go on."""
         assert self._process is not None
@@ -197,11 +210,15 @@ class HBaseServer:
         self._folder = Path(tempfile.mkdtemp(prefix="fs-hbase-"))
         self.port, self.admin_port, self._zookeeper = free_port(), free_port(), free_port()
         folder, thrift = jars("hbase"), "org.apache.hadoop.hbase.thrift"
-        confs = {"master": self._master(), "thrift": self._gateway(self.port), "admin": self._gateway(self.admin_port)}
-        for name, settings in confs.items():
+        self._confs = {
+            "master": self._master(),
+            "thrift": self._gateway(self.port),
+            "admin": self._gateway(self.admin_port),
+        }
+        for name, settings in self._confs.items():
             _write_conf(self._folder / name, settings)
         self._processes = {
-            name: JavaProcess(main, folder, self._folder / name, self._folder / f"{name}.log", heap)
+            name: JavaProcess(main, folder, self._folder / name, self._folder / f"{name}.log", heap, "start")
             for name, main, heap in (
                 ("master", "org.apache.hadoop.hbase.master.HMaster", 320),
                 ("thrift", f"{thrift}.ThriftServer", 128),
@@ -212,6 +229,10 @@ class HBaseServer:
     @property
     def url(self) -> str:
         return f"hbase://127.0.0.1:{self.port}"
+
+    def settings(self, name: str) -> dict[str, object]:
+        """What "master", "thrift" or "admin" runs with."""
+        return self._confs[name]
 
     @property
     def admin(self) -> str:
@@ -323,6 +344,152 @@ class HBaseServer:
         }
 
 
+class HdfsServer:
+    """An HDFS name node and a data node, without permissions; both can be stopped and started again with their data."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="fs-hdfs-"))
+        self.port, self._pages = free_port(), free_port()
+        self._jars, self._conf = jars("hdfs"), self._folder / "conf"
+        _write_conf(self._conf, self._settings(), "hdfs-site.xml")
+        for page in ("hdfs", "datanode"):  # the web pages that its servers insist to have
+            (self._conf / "webapps" / page).mkdir(parents=True)
+        self._processes = {name: self._process(name) for name in ("namenode.NameNode", "datanode.DataNode")}
+
+    @property
+    def url(self) -> str:
+        return f"hdfs://127.0.0.1:{self.port}"
+
+    def start(self) -> HdfsServer:
+        """Start what is not running; returns when a table can be written and read."""
+        if not (self._folder / "name").exists():
+            self._run("hdfs.server.namenode.NameNode", "-format", "-nonInteractive")
+        for process in self._processes.values():
+            if not process.alive:
+                process.start()
+        deadline = time.monotonic() + 90
+        while not self._works():
+            if time.monotonic() > deadline:
+                self.close(keep=True)
+                raise RuntimeError(f"HDFS did not answer within 90 s. Its logs are in {self._folder}")
+            time.sleep(0.1)
+        return self
+
+    def put(self, path: Path, uri: str) -> None:
+        """Copy a file or a folder by Hadoop's own client."""
+        self._run("fs.FsShell", "-mkdir", "-p", uri.rpartition("/")[0])
+        self._run("fs.FsShell", "-put", "-f", str(path), uri)
+
+    def stop(self) -> None:
+        """End both at once."""
+        for process in self._processes.values():
+            process.stop(signal.SIGKILL)
+
+    def close(self, keep: bool = False) -> None:
+        self.stop()
+        if not keep:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _works(self) -> bool:
+        table = f"{self.url}/ready"
+        state = f"http://127.0.0.1:{self._pages}/jmx?qry=Hadoop:service=NameNode,name=FSNamesystemState"
+        try:
+            if not httpx.get(state, trust_env=False).json()["beans"][0]["NumLiveDataNodes"]:
+                return False
+            write_deltalake(table, pa.table({"x": [1]}), mode="overwrite")
+            return bool(DeltaTable(table).to_pyarrow_table().num_rows == 1)
+        except (OSError, DeltaError, httpx.HTTPError, LookupError):
+            return False
+
+    def _process(self, name: str) -> JavaProcess:
+        log = self._folder / f"{name.partition('.')[0]}.log"
+        return JavaProcess(f"org.apache.hadoop.hdfs.server.{name}", self._jars, self._conf, log, 160)
+
+    def _run(self, main: str, *arguments: str) -> None:
+        log = self._folder / "commands.log"
+        process = JavaProcess(f"org.apache.hadoop.{main}", self._jars, self._conf, log, 160, *arguments)
+        process.start()
+        if process.wait():
+            raise RuntimeError(f"{main} {' '.join(arguments)} failed:\n{log.read_text()[-2000:]}")
+
+    def _settings(self) -> dict[str, object]:
+        free = "127.0.0.1:0"
+        return {
+            "fs.defaultFS": self.url,
+            "dfs.namenode.rpc-address": f"127.0.0.1:{self.port}",
+            "dfs.namenode.http-address": f"127.0.0.1:{self._pages}",
+            "dfs.namenode.name.dir": f"file://{self._folder}/name",
+            "dfs.namenode.safemode.extension": 0,
+            "dfs.heartbeat.interval": 1,
+            "dfs.datanode.data.dir": f"file://{self._folder}/data",
+            "dfs.datanode.address": free,
+            "dfs.datanode.http.address": free,
+            "dfs.datanode.ipc.address": free,
+            "dfs.permissions.enabled": "false",
+            "dfs.replication": 1,
+        }
+
+
+class S3Server:
+    """An S3-compatible server (moto's), which keeps nothing. It lets everyone in until `guard`."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables by which clients find it."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ACCESS_KEY_ID": "tester",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_REGION": "us-east-1",
+        }
+
+    def client(self) -> Any:
+        """A connection around the store."""
+        found = self.environment
+        return boto3.client(
+            "s3",
+            endpoint_url=found["AWS_ENDPOINT_URL"],
+            region_name=found["AWS_REGION"],
+            aws_access_key_id=found["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=found["AWS_SECRET_ACCESS_KEY"],
+        )
+
+    def start(self) -> S3Server:
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not self._works():
+            if time.monotonic() > deadline:
+                self.close()
+                raise RuntimeError("moto's server did not answer within 60 s")
+            time.sleep(0.05)
+        return self
+
+    def guard(self, guarded: bool) -> None:
+        """Whether it checks credentials from now on; those that it knows are none."""
+        count = "0" if guarded else "1000000000"
+        httpx.post(f"http://127.0.0.1:{self.port}/moto-api/reset-auth", content=count, trust_env=False).raise_for_status()
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def _works(self) -> bool:
+        try:
+            client = self.client()
+            client.create_bucket(Bucket="ready")
+            client.put_object(Bucket="ready", Key="x", Body=b"x")
+            return bool(client.get_object(Bucket="ready", Key="x")["Body"].read() == b"x")
+        except (BotoCoreError, ClientError):
+            return False
+
+
 def free_port() -> int:
     """A port that nobody listens at now."""
     with socket.socket() as listener:
@@ -331,10 +498,10 @@ def free_port() -> int:
         return port
 
 
-def _write_conf(folder: Path, settings: dict[str, object]) -> None:
+def _write_conf(folder: Path, settings: dict[str, object], name: str = "hbase-site.xml") -> None:
     folder.mkdir()
     lines = [f"<property><name>{name}</name><value>{value}</value></property>" for name, value in settings.items()]
-    (folder / "hbase-site.xml").write_text("\n".join(["<configuration>", *lines, "</configuration>"]))
+    (folder / name).write_text("\n".join(["<configuration>", *lines, "</configuration>"]))
     (folder / "log4j.properties").write_text(
         "log4j.rootLogger=INFO,out\n"
         "log4j.appender.out=org.apache.log4j.ConsoleAppender\n"

@@ -1,0 +1,132 @@
+"""What users run by docker-compose.yml is what the tests run: versions, settings, addresses."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from xml.etree import ElementTree
+
+import pytest
+import sqlalchemy
+import yaml
+
+from feature_store.settings import Settings, load_settings
+from tests.servers import HBaseServer, RedisServer
+
+ROOT = Path(__file__).parents[1]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+OURS = COMPOSE["x-feature-store"]
+CLUSTER = ROOT / "repo_example" / "feature_store.cluster.yaml"
+PLACES = {
+    "hbase.rootdir",
+    "hbase.tmp.dir",
+    "hbase.zookeeper.property.dataDir",
+    "hbase.zookeeper.property.clientPort",
+    "hbase.regionserver.thrift.port",
+    "hbase.regionserver.thrift.ipaddress",
+}
+"""Where a server's files are and what it listens to: the only settings that may differ."""
+
+
+def dockerfile(name: str) -> list[list[str]]:
+    """The instructions of a Dockerfile, comments gone, continued lines joined."""
+    text = re.sub(r"^#.*\n", "", (ROOT / "docs" / "deployment" / name).read_text(), flags=re.MULTILINE)
+    return [shlex.split(line) for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def published(service: str) -> dict[int, int]:
+    """The ports of a service: inside, and on this machine."""
+    ports = [port.rsplit(":", 2) for port in SERVICES[service].get("ports", ())]
+    return {int(inside): int(outside) for _, outside, inside in ports}
+
+
+def addresses(settings: Settings) -> list[tuple[str | None, int | None]]:
+    """The host and port of each URI in some settings."""
+    uris = [settings.registry, *settings.aliases.values(), settings.engine_place("spark").master]
+    uris += settings.online_store.removeprefix("tiered:").split("|")
+    return [(parts.hostname, parts.port) for parts in map(urlsplit, uris)]
+
+
+def test_redis_is_the_version_that_is_tested(redis_server: RedisServer) -> None:
+    with redis_server.client() as client:
+        tested = client.info("server")["redis_version"]
+    assert re.match(r"redis:(\d+\.\d+)", SERVICES["redis"]["image"])[1] == ".".join(tested.split(".")[:2])  # type: ignore[index]
+
+
+def test_postgresql_is_the_version_that_is_tested(postgres_url: str) -> None:
+    engine = sqlalchemy.create_engine(postgres_url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.connect() as connection:
+        tested = connection.execute(sqlalchemy.text("SHOW server_version")).scalar_one()
+    engine.dispose()
+    assert re.match(r"postgres:(\d+)", SERVICES["postgres"]["image"])[1] == tested.split(".")[0]  # type: ignore[index]
+
+
+def test_spark_and_python_are_the_versions_that_are_tested() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    assert f"pyspark=={version('pyspark')}\n" in lock
+    (install,) = [line for line in dockerfile("Dockerfile") if line[:2] == ["RUN", "pip"]]
+    assert install[install.index("--constraint") + 1] == "/opt/feature_store/requirements.lock"
+    extras = set(re.search(r"\[(.*)\]", install[-1])[1].split(","))  # type: ignore[index]
+    assert {"redis", "hbase", "postgres", "spark"} <= extras
+
+
+@pytest.mark.parametrize("name", ["master", "thrift"])
+def test_hbase_runs_the_jars_and_settings_of_the_tests(hbase_server: HBaseServer, name: str) -> None:
+    copied = [line[1] for line in dockerfile("hbase.Dockerfile") if line[0] == "COPY"]
+    assert "tests/maven/hbase/pom.xml" in copied
+    tree = ElementTree.parse(ROOT / "docs" / "deployment" / "hbase" / name / "hbase-site.xml")
+    settings = {each.findtext("name"): each.findtext("value") for each in tree.iter("property")}
+    tested = {name: str(value) for name, value in hbase_server.settings(name).items()}
+    assert settings.keys() == tested.keys()
+    assert {name for name in settings if settings[name] != tested[name]} <= PLACES
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "hbase.Dockerfile"])
+def test_images_are_built_of_what_is_there_and_run_by_a_user_of_their_own(name: str) -> None:
+    lines = dockerfile(name)
+    for line in lines:
+        if line[0] == "COPY" and not line[1].startswith("--from"):
+            assert all((ROOT / source).exists() for source in line[1:-1]), line
+    users = [line[1] for line in lines if line[0] == "USER"]
+    assert users
+    assert users[-1] not in ("root", "0")
+
+
+def test_every_service_that_is_built_has_its_dockerfile() -> None:
+    built = [service["build"]["dockerfile"] for service in SERVICES.values() if "build" in service]
+    assert len(built) == 5
+    assert all((ROOT / file).is_file() for file in built)
+
+
+def test_this_machine_reaches_the_services_at_the_defaults_of_the_cluster_settings() -> None:
+    ports = {port for service in SERVICES for port in published(service).values()}
+    for host, port in addresses(load_settings(CLUSTER)):
+        assert host == "localhost"
+        assert port in ports
+
+
+def test_services_reach_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in OURS["environment"].items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings(CLUSTER)
+    assert settings.online_store == OURS["environment"]["ONLINE_STORE"]
+    for host, port in addresses(settings):
+        assert host in SERVICES
+        assert port in published(host)  # type: ignore[arg-type]
+
+
+def test_the_server_is_started_by_a_command_there_is() -> None:
+    from click.testing import CliRunner
+
+    from feature_store.cli import fs
+
+    command = SERVICES["feature-server"]["command"]
+    answer = CliRunner().invoke(fs, [*command, "--help"])
+    assert answer.exit_code == 0, answer.output
+    assert command[-1] == str(*published("feature-server"))
+    assert (CLUSTER.parent / command[1]).is_file()
