@@ -3,6 +3,7 @@
 spark_session  Spark for this process
 spark_rows     sources as frames, with the types they had at `apply`
 spark_joins    what was found at T
+spark_snapshots  keys of very many events, out of tiles
 
 Spark brings rows together, by key or by key and tile, in order of time; the aggregates are those of `engines.windows`,
 which run in the executors over Arrow batches. What is computed goes from the executors to a sink or a Delta table: no
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -27,9 +28,10 @@ from feature_store.engines.engine import Sink
 from feature_store.engines.facts import EVENTS_AT_ONCE, conform, reach, snapshot_rows, snapshot_schema
 from feature_store.engines.files import find_files
 from feature_store.engines.scans import KNOWN, TIME
-from feature_store.engines.spark_joins import as_of
+from feature_store.engines.spark_joins import Spread, as_of
 from feature_store.engines.spark_rows import Reader, arrow_of, ddl, packed, quoted, schema_of_files, spark_path
 from feature_store.engines.spark_session import Batches, acquire, carried, failing, mapped, release
+from feature_store.engines.spark_snapshots import among, heavy_keys, merged_tiles
 from feature_store.engines.windows import Columns
 from feature_store.errors import ConflictError, ExpressionError, FeatureStoreError, InvalidInputError, SourceError
 from feature_store.expressions.queries import bind_query, render
@@ -45,26 +47,30 @@ if TYPE_CHECKING:
 Stage = Callable[[Batches], Batches]
 """What executors do with the rows of a partition, in Arrow."""
 
+Made = tuple[Any, Stage | None]
+"""A frame, and the stage that each of its partitions goes through."""
+
 _TILE, _ROW = "__tile", "__row"
 _CONFLICTS = ("Concurrent", "ProtocolChanged", "MetadataChanged", "DELTA_CONCURRENT")
 
 
 class SparkRows:
-    """The port `Computed` on a frame, each of whose partitions goes through a stage; `schema` is what comes out of
-    it. `name` is of the source, and `error` the kind, for messages. `hidden` computes what the reader's metadata says
-    of `as_known`."""
+    """The port `Computed` on a frame that is made when it is needed; `schema` is what comes out of its stage. `name` is
+    of the source, and `error` the kind, for messages. `hidden` computes what the reader's metadata says of `as_known`.
+    """
 
     def __init__(
-        self, name: str, frame: Callable[[], Any], schema: pa.Schema, stage: Stage | None = None,
+        self, name: str, made: Callable[[], Made], schema: pa.Schema,
         hidden: Callable[[], int] | None = None, error: type[FeatureStoreError] = SourceError,
     ) -> None:  # fmt: skip
         self.name, self.schema = name, schema
-        self._frame, self._stage, self._hidden, self._error = frame, stage, hidden, error
+        self._made, self._hidden, self._error = made, hidden, error
 
     def frame(self) -> Any:
         """The rows as a frame of Spark's."""
-        frame = self._frame()
-        return frame if self._stage is None else frame.mapInArrow(carried(self._staged()), ddl(self.schema))
+        with self._mapped():
+            frame, stage = self._made()
+            return frame if stage is None else frame.mapInArrow(carried(_Shaped(stage, self.schema)), ddl(self.schema))
 
     def read(self) -> pa.RecordBatchReader:
         running = self._batches(self._ran(_packed, "part BINARY"))
@@ -91,9 +97,9 @@ class SparkRows:
             frame = self.frame().selectExpr("*", *(f"{_text(v)} AS {quoted(n)}" for n, v in where.items()))
             _replace(frame, path, where)
 
-        def kept() -> Any:
+        def kept() -> Made:
             found = frame.sparkSession.read.format("delta").load(path)
-            return found.where(_condition(where)).select(*map(quoted, self.schema.names))
+            return found.where(_condition(where)).select(*map(quoted, self.schema.names)), None
 
         return SparkRows(self.name, kept, self.schema)
 
@@ -111,19 +117,10 @@ class SparkRows:
 
     def _ran(self, last: Stage, columns: str) -> Any:
         """A frame of what `last` makes of the rows, in one pass through Python."""
-        staged = self._staged()
         with self._mapped():
-            return self._frame().mapInArrow(carried(lambda batches: last(staged(batches))), columns)
-
-    def _staged(self) -> Stage:
-        stage, schema = self._stage, self.schema
-
-        def run(batches: Batches) -> Batches:
-            for batch in stage(batches) if stage else batches:
-                if batch.num_rows:
-                    yield _conformed(batch, schema)
-
-        return run
+            frame, stage = self._made()
+            shaped = _Shaped(stage, self.schema)
+            return frame.mapInArrow(carried(lambda batches: last(shaped(batches))), columns)
 
     def _batches(self, packed: Any) -> Batches:
         with self._mapped():
@@ -131,12 +128,27 @@ class SparkRows:
                 yield from pa.ipc.open_stream(row[0])
 
 
+@dataclass(frozen=True)
+class _Shaped:
+    """A stage whose batches have a schema, none of them empty."""
+
+    stage: Stage | None
+    schema: pa.Schema
+
+    def __call__(self, batches: Batches) -> Batches:
+        for batch in self.stage(batches) if self.stage else batches:
+            if batch.num_rows:
+                columns = [conform(batch.column(field.name), field.type) for field in self.schema]
+                yield pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+
 class SparkEngine:
-    """The port `Engine` on Spark at a master: local[2], spark://host:7077, yarn, k8s://...; `conf` is Spark's own.
+    """The port `Engine` on Spark at a master: local[2], spark://host:7077, yarn, k8s://...; `conf` is Spark's own,
+    `spread` says which keys have too many rows for one task.
     Spark is started when something is asked for. Safe to share between threads."""
 
-    def __init__(self, master: str, conf: Mapping[str, str] | None = None) -> None:
-        self.master, self.conf = master, dict(conf or {})
+    def __init__(self, master: str, conf: Mapping[str, str] | None = None, spread: Spread | None = None) -> None:
+        self.master, self.conf, self.spread = master, dict(conf or {}), spread or Spread()
         self._lock = Lock()
         self._reader: Reader | None = None
 
@@ -179,14 +191,14 @@ class SparkEngine:
         stamps = [pa.field(EVENT_TIME, pa.int64()), pa.field(CREATED, pa.int64())]
         values = [pa.field(each.name, each.type.arrow) for each in relation.values]
 
-        def frame() -> Any:
+        def made() -> Made:
             scalars = {f"__v{n}": each.scalar for n, each in enumerate(relation.values)}
             facts = self.reader.facts(
                 relation.rows, relation.keys, scalars, since=start, until=until + 1, touched=touched
             )
-            return _greatest(facts, relation, list(scalars))
+            return _greatest(facts, relation, list(scalars)), None
 
-        return SparkRows(relation.rows.name, frame, pa.schema([*relation.keys.arrow, *values, *stamps]))
+        return SparkRows(relation.rows.name, made, pa.schema([*relation.keys.arrow, *values, *stamps]))
 
     def tiles(
         self, relation: Windows, level: int, start: int | None, until: int, touched: Collection[str] | None = None
@@ -199,24 +211,16 @@ class SparkEngine:
     def snapshot(self, relation: Windows | ScheduledQuery, at: int, *, as_known: bool = False) -> SparkRows:
         if isinstance(relation, ScheduledQuery):
             return self._query(relation, at, as_known)
-        columns = Columns.of(relation.windows)
-        names = list(relation.keys.names)
-
-        def frame() -> Any:
-            known_by = at if as_known else None
-            facts = self._facts(relation, columns, reach(relation.windows, at), at, known_by=known_by)
-            return facts.repartition(*map(quoted, names)).sortWithinPartitions(*map(quoted, [*names, TIME, KNOWN]))
-
-        def stage(batches: Batches) -> Batches:
-            for table, group in events.whole_groups(batches, names, EVENTS_AT_ONCE):
-                yield from snapshot_rows(relation, table, group, columns, at).to_batches()
-
-        return SparkRows(relation.rows.name, frame, snapshot_schema(relation), stage)
+        return SparkRows(
+            relation.rows.name,
+            lambda: self._snapshot(relation, at, at if as_known else None),
+            snapshot_schema(relation),
+        )
 
     def as_of(
         self, relation: LatestRow | Windows, spine: pa.Table, names: Collection[str], as_known: bool = False
     ) -> pa.Table:
-        return as_of(self.reader, relation, spine, names, as_known)
+        return as_of(self.reader, relation, spine, names, as_known, self.spread)
 
     def compute(self, table: pa.Table, columns: Mapping[str, Scalar]) -> pa.Table:
         if not columns:
@@ -227,17 +231,17 @@ class SparkEngine:
         selected = [f"CAST({to_sql(each, 'spark')} AS {each.type.spark}) AS {name}" for name, each in computed.items()]
         schema = pa.schema([(_ROW, pa.int64()), *((name, each.type.arrow) for name, each in computed.items())])
 
-        def frame() -> Any:
-            return self.reader.frame_from(given).selectExpr(_ROW, *selected)
+        def made() -> Made:
+            return self.reader.frame_from(given).selectExpr(_ROW, *selected), None
 
-        found = SparkRows("computed columns", frame, schema, error=InvalidInputError).read().read_all().sort_by(_ROW)
+        found = SparkRows("computed columns", made, schema, error=InvalidInputError).read().read_all().sort_by(_ROW)
         for name, column in zip(columns, computed, strict=True):
             table = table.append_column(name, found[column])
         return table
 
     def select(self, sql: str, sources: Collection[Rows]) -> pa.Table:
         frame = self.selected(sql, sources)
-        return SparkRows("the SELECT", lambda: frame, arrow_of(frame)).read().read_all()
+        return SparkRows("the SELECT", lambda: (frame, None), arrow_of(frame)).read().read_all()
 
     def selected(self, sql: str, sources: Collection[Rows]) -> Any:
         """The same rows as `select`, as a frame."""
@@ -259,19 +263,48 @@ class SparkEngine:
 
     def _tiles(self, relation: Windows, level: int, facts: Callable[[Columns], Any], until: int) -> SparkRows:
         """A key's tiles are spread, so that one key of very many events keeps no executor busy for long."""
-        windows = relation.at_level(level)
-        columns, names = Columns.of(windows), list(relation.keys.names)
+        columns, names = Columns.of(relation.at_level(level)), list(relation.keys.names)
         apart = [*map(quoted, names), _TILE]
-
-        def frame() -> Any:
-            found = facts(columns).selectExpr("*", f"{TIME} - pmod({TIME}, {level}L) AS {_TILE}")
-            return found.repartition(*apart).sortWithinPartitions(*apart, TIME, KNOWN)
 
         def stage(batches: Batches) -> Batches:
             for table, group in events.whole_groups(batches, [*names, _TILE], EVENTS_AT_ONCE):
                 yield from events.tiles(relation, level, table, group, columns, until).to_batches()
 
-        return SparkRows(relation.rows.name, frame, events.tiles_schema(relation.keys, windows), stage)
+        def made() -> Made:
+            found = facts(columns).selectExpr("*", f"{TIME} - pmod({TIME}, {level}L) AS {_TILE}")
+            return found.repartition(*apart).sortWithinPartitions(*apart, TIME, KNOWN), stage
+
+        schema = events.tiles_schema(relation.keys, relation.at_level(level))
+        return SparkRows(relation.rows.name, made, schema)
+
+    def _snapshot(self, relation: Windows, at: int, known_by: int | None) -> Made:
+        """Events of a key are brought together; of heavy keys only the tiles that executors made of them."""
+        columns, names = Columns.of(relation.windows), list(relation.keys.names)
+        since = reach(relation.windows, at)
+        facts = self._facts(relation, columns, since, at, known_by=known_by)
+        heavy = heavy_keys(facts, relation.keys, self.spread)
+
+        def stage(batches: Batches) -> Batches:
+            for table, group in events.whole_groups(batches, names, EVENTS_AT_ONCE):
+                yield from snapshot_rows(relation, table, group, columns, at).to_batches()
+
+        def arranged(some: Any) -> Any:
+            return some.repartition(*map(quoted, names)).sortWithinPartitions(*map(quoted, [*names, TIME, KNOWN]))
+
+        if heavy is None:
+            return arranged(facts), stage
+        light = arranged(among(facts, heavy, names, "left_anti"))
+        schema = snapshot_schema(relation)
+        tiles = {
+            level: self._tiles(
+                relation, level,
+                lambda own: among(self._facts(relation, own, since, at, known_by=known_by), heavy, names, "left_semi"),
+                at,
+            ).read().read_all()
+            for level in relation.levels
+        }  # fmt: skip
+        others = self.reader.frame_from(merged_tiles(relation, tiles, at))
+        return light.mapInArrow(carried(_Shaped(stage, schema)), ddl(schema)).unionAll(others), None
 
     def _query(self, query: ScheduledQuery, at: int, as_known: bool) -> SparkRows:
         """The result of a scheduled query."""
@@ -280,17 +313,17 @@ class SparkEngine:
         where = " and ".join(source.name for source in query.sources) or "a query"
         known_by = at if as_known else None
 
-        def frame() -> Any:
+        def made() -> Made:
             result = self._rendered(query.sql, query.sources, date_valid_at(query, at), known_by)
             present = " AND ".join(f"{quoted(name)} IS NOT NULL" for name in query.keys.names)
             selected = [f"{_as_type(result, column, type_)} AS {quoted(name)}" for name, column, type_ in columns]
             counted = result.where(present).selectExpr("*", f"{_alone(query.keys)} AS __alone").where("__alone")
-            return counted.selectExpr(*selected)
+            return counted.selectExpr(*selected), None
 
         def hidden() -> int:
             return sum(self._hidden(source, at) for source in query.sources)
 
-        return SparkRows(where, frame, schema, hidden=hidden if as_known else None)
+        return SparkRows(where, made, schema, hidden=hidden if as_known else None)
 
     def _rendered(
         self, sql: str, sources: Collection[Rows], day: date, known_by: int | None = None, sample: bool = False
@@ -386,8 +419,3 @@ def _packed(batches: Batches) -> Batches:
     """Each batch as one value, for a stream to the driver."""
     for batch in batches:
         yield pa.RecordBatch.from_arrays([pa.array([packed(batch)], pa.binary())], ["part"])
-
-
-def _conformed(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    columns = [conform(batch.column(field.name), field.type) for field in schema]
-    return pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -26,7 +26,7 @@ from feature_store.errors import DefinitionError, SourceError
 from feature_store.expressions.instants import DAY
 from feature_store.expressions.relations import Rows
 from feature_store.expressions.scalars import Ref, Scalar, to_sql
-from feature_store.storage.offline import is_uri
+from feature_store.storage.remote import is_uri, open_file
 from feature_store.storage.online import NO_CREATED
 from feature_store.types import BYTES, STRING, Schema, Type
 
@@ -397,7 +397,7 @@ def _union(frames: Sequence[Any]) -> Any:
 
 def _footer(path: str) -> tuple[tuple[str, str, pa.DataType], ...]:
     """Each column of a Parquet file: its name, the type to read it as ("" where Spark cannot), its Arrow type."""
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(open_file(path) if is_uri(path) else path) as file:
         arrow, physical = file.schema_arrow, file.schema
     of_leaf = {physical.column(n).path: physical.column(n).physical_type for n in range(len(physical))}
     columns = []
