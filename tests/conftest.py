@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 
 from feature_store.engines.spark import SparkEngine
-from tests.servers import HBaseServer, PostgresServer, RedisServer
+from tests.servers import HBaseServer, HdfsServer, PostgresServer, RedisServer, S3Server
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +69,36 @@ def hbase_server(request: pytest.FixtureRequest) -> Iterator[HBaseServer]:
 def hbase_url(hbase_server: HBaseServer) -> str:
     """The URI of an HBase in which no other test's tables have this prefix."""
     return f"{hbase_server.url}?prefix=t{uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """An S3-compatible server for the whole session."""
+    server = S3Server().start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def s3_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of an empty bucket, which the environment says how to reach."""
+    bucket = f"bucket-{uuid4().hex[:12]}"
+    s3_server.client().create_bucket(Bucket=bucket)
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{bucket}"
+
+
+@pytest.fixture(scope="session")
+def hdfs_server(request: pytest.FixtureRequest) -> Iterator[HdfsServer]:
+    """An HDFS for the whole session. What stops it starts it again."""
+    server = HdfsServer().start()
+    failed = request.session.testsfailed
+    yield server
+    server.close(keep=request.session.testsfailed > failed)
+
+
+@pytest.fixture
+def hdfs_url(hdfs_server: HdfsServer) -> str:
+    """The URI of an HDFS folder that is not there yet."""
+    return f"{hdfs_server.url}/{uuid4().hex[:12]}"

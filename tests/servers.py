@@ -472,7 +472,9 @@ class S3Server:
     def guard(self, guarded: bool) -> None:
         """Whether it checks credentials from now on; those that it knows are none."""
         count = "0" if guarded else "1000000000"
-        httpx.post(f"http://127.0.0.1:{self.port}/moto-api/reset-auth", content=count, trust_env=False).raise_for_status()
+        httpx.post(
+            f"http://127.0.0.1:{self.port}/moto-api/reset-auth", content=count, trust_env=False
+        ).raise_for_status()
 
     def close(self) -> None:
         if self._process is not None:

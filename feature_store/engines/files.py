@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Literal
 
 from feature_store.errors import SourceError
 from feature_store.expressions.relations import Rows
-from feature_store.storage.offline import delta_files, is_delta, is_uri
+from feature_store.storage.offline import delta_files, is_delta
+from feature_store.storage.remote import is_uri, list_files, open_file
 
 Format = Literal["parquet", "csv", "delta"]
 _FORMATS: dict[str, Format] = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "csv"}
 _COMPRESSIONS = (".gz", ".zst")
+_BLOCK = 2**20  # bytes of a remote file to ask for at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +58,42 @@ def _at(name: str, path: str) -> Files:
     path = path.removeprefix("file://")
     if is_delta(path):
         return Files(path, "delta", delta_files(path))
-    if is_uri(path):
-        raise SourceError(f'source "{name}": there is no Delta table at {path}', hint="Remote sources must be Delta")
-    paths = sorted(_walk(path)) if not glob.has_magic(path) else sorted(glob.glob(path, recursive=True))
+    remote = _remote(path) if is_uri(path) else {}
+    paths = sorted(remote or _local(path))
     if not paths and not os.path.isdir(path):
         raise SourceError(f'source "{name}": there is nothing at {path}', hint="Check the path, or restore the files")
     formats = {format_ for each in paths if (format_ := _format(each))}
     if len(formats) > 1:
         raise SourceError(f'source "{name}": {path} mixes Parquet and CSV files', hint="Keep them in two sources")
-    if not formats and os.path.isfile(path):
+    if not formats and paths == [path]:
         raise SourceError(f'source "{name}": {path} is no Parquet or CSV file', hint="It must end in .parquet or .csv")
     files = [each for each in paths if _format(each)]
-    return Files(path, formats.pop() if formats else "parquet", _fingerprints(files), _partitions(path, files))
+    marks = {each: remote.get(each) or _fingerprint(each) for each in files}
+    # Files without a byte hold no rows and are left out: writers leave such files behind.
+    kept = {each: mark for each, mark in marks.items() if not mark.startswith("0:")}
+    return Files(path, formats.pop() if formats else "parquet", kept, _partitions(path, files))
+
+
+def _remote(uri: str) -> dict[str, str]:
+    """The files of a URI, each with its fingerprint, chosen as those of a path are."""
+    base = base_of(uri)
+    chosen = glob.has_magic(uri)
+    return {each: mark for each, mark in list_files(uri).items() if chosen or each == uri or _is_data(each, base)}
+
+
+def _is_data(path: str, base: str) -> bool:
+    *folders, name = path.removeprefix(base).strip("/").split("/")
+    hidden = [each for each in folders if each.startswith(("_", ".")) and "=" not in each]
+    return not hidden and not name.startswith(("_", "."))
+
+
+def _local(path: str) -> Iterable[str]:
+    return glob.glob(path, recursive=True) if glob.has_magic(path) else _walk(path)
+
+
+def _fingerprint(path: str) -> str:
+    stat = os.stat(path)
+    return f"{stat.st_size}:{stat.st_mtime_ns}"
 
 
 def _walk(path: str) -> Iterator[str]:
@@ -84,12 +111,6 @@ def _format(path: str) -> Format | None:
     return _FORMATS.get(os.path.splitext(stem)[1] if ending in _COMPRESSIONS else ending)
 
 
-def _fingerprints(paths: list[str]) -> dict[str, str]:
-    """Files without a byte hold no rows and are left out: writers leave such files behind."""
-    stats = {path: os.stat(path) for path in paths}
-    return {path: f"{stat.st_size}:{stat.st_mtime_ns}" for path, stat in stats.items() if stat.st_size}
-
-
 def _partitions(root: str, paths: list[str]) -> tuple[str, ...]:
     if not paths:
         return ()
@@ -99,7 +120,8 @@ def _partitions(root: str, paths: list[str]) -> tuple[str, ...]:
 
 def base_of(path: str) -> str:
     """The folder below which folders named column=value are partitions."""
-    return path if os.path.isdir(path) else os.path.dirname(glob.escape(path).split("[")[0])
+    folder = (not _format(path) and not glob.has_magic(path)) if is_uri(path) else os.path.isdir(path)
+    return path if folder else os.path.dirname(glob.escape(path).split("[")[0])
 
 
 def csv_misfit(path: str) -> tuple[int, int, int]:
@@ -107,7 +129,8 @@ def csv_misfit(path: str) -> tuple[int, int, int]:
     line 0 where all have, or where it is compressed."""
     if path.endswith(_COMPRESSIONS):
         return 0, 0, 0
-    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
+    raw = io.BufferedReader(open_file(path) if is_uri(path) else io.FileIO(path), _BLOCK)
+    with io.TextIOWrapper(raw, newline="", encoding="utf-8-sig", errors="replace") as file:
         lines = csv.reader(file, delimiter="\t" if path.lower().endswith(".tsv") else ",")
         try:
             wanted = len(next(lines, []))

@@ -16,7 +16,8 @@ import pyarrow as pa
 from feature_store.engines.files import Files, find_files
 from feature_store.errors import DefinitionError, SourceError, nearest
 from feature_store.expressions.relations import Rows
-from feature_store.storage.offline import delta_dataset, delta_parquet
+from feature_store.storage.offline import FILE_NAME, delta_dataset, delta_parquet
+from feature_store.storage.remote import is_uri
 from feature_store.types import Schema, Type
 
 EVENT_ID = "__event_id"
@@ -60,6 +61,10 @@ class Part:
     @cached_property
     def relation(self) -> str:
         """The FROM item; types are the files' own, but for CSV those of the schema where it names the column."""
+        if is_uri(self.files.path):
+            from feature_store.engines import remote  # only whose files are remote needs it
+
+            remote.attach(self.connection, self.files.fingerprints)
         return self._csv(self._csv_types()) if self.files.format == "csv" else self._other()
 
     @cached_property
@@ -78,15 +83,20 @@ class Part:
     def _delta(self, name: str) -> str:
         """DuckDB reads Parquet faster and in less memory than Arrow's dataset does, where the table allows that. The
         empty table beside it has the columns that no file has."""
-        columns = delta_parquet(self.files.path)
-        if columns is None:
+        found = delta_parquet(self.files.path)
+        if found is None:
             files = self.files.fingerprints.keys() if self.files.partial else None
             self.connection.register(name, delta_dataset(self.files.path, files))
             return name
+        columns, partitions = found
         self.connection.register(name, columns.empty_table())
         paths = listed(map(text, self.files.fingerprints))
-        read = f"read_parquet([{paths}], union_by_name = true, hive_partitioning = false)"
-        return f"(SELECT * FROM {read} UNION ALL BY NAME SELECT * FROM {name})"
+        read = f"read_parquet([{paths}], union_by_name = true, hive_partitioning = false"
+        if partitions is None:
+            return f"(SELECT * FROM {read}) UNION ALL BY NAME SELECT * FROM {name})"
+        self.connection.register(f"{name}_files", partitions)
+        read = f"{read}, filename = {text(FILE_NAME)}) JOIN {name}_files USING ({FILE_NAME})"
+        return f"(SELECT * EXCLUDE ({FILE_NAME}) FROM {read} UNION ALL BY NAME SELECT * FROM {name})"
 
     def _hive(self) -> str:
         if not self.files.partitions:

@@ -25,11 +25,14 @@ from feature_store.errors import (
     SettingsError,
     StoreUnavailableError,
 )
+from feature_store.storage.remote import is_uri, remove, storage_options, unavailable
 from feature_store.types import Schema
 
 _COMMIT_RETRIES = 50
 _FIRST_RETRIES = 5
 _LOG_FOLDER = "_delta_log"
+FILE_NAME = "__file"
+"""The column that names the file of a row."""
 
 
 class OfflineStore:
@@ -40,9 +43,9 @@ class OfflineStore:
     changed the same partition meanwhile.
     """
 
-    def __init__(self, location: str, root: Path, storage_options: Mapping[str, str] | None = None) -> None:
+    def __init__(self, location: str, root: Path) -> None:
         self.location = location.rstrip("/") if is_uri(location) else str((root / location).resolve())
-        self._options = dict(storage_options or {}) or None
+        self._options = storage_options(location) or None
 
     def path(self, table: str) -> str:
         """Where a table lies; slashes in its name are folders."""
@@ -52,7 +55,7 @@ class OfflineStore:
 
     def exists(self, table: str) -> bool:
         with _mapped(self.path(table)):
-            return is_delta(self.path(table), self._options)
+            return is_delta(self.path(table))
 
     def append(self, table: str, rows: pa.Table, partition_by: Sequence[str] = ()) -> None:
         """Add rows in one commit. The first append makes the table; columns that it lacks are added to it."""
@@ -70,7 +73,7 @@ class OfflineStore:
         """Put rows in the place of one partition, in one commit; every row must lie in that partition."""
         data = _normal(rows)
         with _mapped(self.path(table)):
-            if not is_delta(self.path(table), self._options):
+            if not is_delta(self.path(table)):
                 try:
                     self._write(table, data, mode="error", partition_by=list(where))
                     return
@@ -93,17 +96,17 @@ class OfflineStore:
     def partitions(self, table: str) -> list[dict[str, str]]:
         """The partitions that hold rows, sorted; empty where there is no such table."""
         with _mapped(self.path(table)):
-            if not is_delta(self.path(table), self._options):
+            if not is_delta(self.path(table)):
                 return []
-            found = DeltaTable(self.path(table), storage_options=self._options).partitions()
+            found = _opened(self.path(table)).partitions()
         return sorted((dict(each) for each in found), key=lambda each: sorted((k, str(v)) for k, v in each.items()))
 
     def read(self, table: str, where: Mapping[str, str] | None = None) -> pa.Table:
         """All rows of a table, or of the partitions that `where` names; `NotFoundError` if there is no such table."""
         with _mapped(self.path(table)):
-            if not is_delta(self.path(table), self._options):
+            if not is_delta(self.path(table)):
                 raise NotFoundError(f'there is no offline table "{table}"', hint="It is made when it is first written")
-            opened = DeltaTable(self.path(table), storage_options=self._options)
+            opened = _opened(self.path(table))
             rows = opened.to_pyarrow_table(
                 filters=[(name, "=", value) for name, value in (where or {}).items()] or None,
                 filesystem=_filesystem(self.path(table)),
@@ -114,13 +117,9 @@ class OfflineStore:
         """Remove a table and its files, and the folders that are empty then; nothing happens if there is none."""
         path = self.path(table)
         with _mapped(path):
-            if not is_delta(path, self._options):
-                return
             if is_uri(path):
-                opened = DeltaTable(path, storage_options=self._options)
-                opened.delete()
-                opened.vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False)
-            else:
+                remove(path)
+            elif is_delta(path):
                 shutil.rmtree(path)
                 self._prune(Path(path).parent)
 
@@ -134,22 +133,22 @@ class OfflineStore:
             folder = folder.parent
 
 
-def is_uri(location: str) -> bool:
-    """Whether a location is a URI and no local path."""
-    return "://" in location
-
-
-def is_delta(path: str, storage_options: Mapping[str, str] | None = None) -> bool:
+def is_delta(path: str) -> bool:
     """Whether a path or URI holds a Delta table."""
     if not is_uri(path):
         return os.path.isdir(os.path.join(path, _LOG_FOLDER)) and DeltaTable.is_deltatable(path)
-    return DeltaTable.is_deltatable(path, dict(storage_options or {}) or None)
+    with _mapped(path):
+        return DeltaTable.is_deltatable(path, storage_options(path))
+
+
+def _opened(path: str) -> DeltaTable:
+    return DeltaTable(path, storage_options=storage_options(path) or None)
 
 
 def delta_files(path: str) -> dict[str, str]:
     """The files of the current version of a Delta table, each with its fingerprint: a Delta file never changes."""
     with _mapped(path):
-        actions = pa.table(DeltaTable(path).get_add_actions(flatten=True))
+        actions = pa.table(_opened(path).get_add_actions(flatten=True))
         names, sizes, times = (actions.column(name).to_pylist() for name in ("path", "size_bytes", "modification_time"))
     return {f"{path}/{unquote(name)}": f"{size}:{time}" for name, size, time in zip(names, sizes, times, strict=True)}
 
@@ -157,23 +156,34 @@ def delta_files(path: str) -> dict[str, str]:
 def delta_dataset(path: str, files: Collection[str] | None = None) -> ds.Dataset:
     """The rows of the current version of a Delta table, or of those of its files (as `delta_files` names them)."""
     with _mapped(path):
-        dataset = DeltaTable(path).to_pyarrow_dataset(filesystem=_filesystem(path))
+        dataset = _opened(path).to_pyarrow_dataset(filesystem=_filesystem(path))
     if files is None:
         return dataset
     chosen = [part for part in dataset.get_fragments() if f"{path}/{part.path}" in files]
     return ds.FileSystemDataset(chosen, dataset.schema, dataset.format, dataset.filesystem)
 
 
-def delta_parquet(path: str) -> pa.Schema | None:
-    """The columns of a local Delta table, if to read its files as Parquet is to read its rows: no partitions, deletion
-    vectors or renamed columns. Else None."""
+def delta_parquet(path: str) -> tuple[pa.Schema, pa.Table | None] | None:
+    """The columns of a Delta table, if its files are read as Parquet: no deletion vectors or renamed columns, and no
+    partitions in a local one. Else None.
+
+    Of a remote table that has them come the partitions beside the columns: one row a file, named by its URI in
+    `FILE_NAME`, with the columns that the file itself lacks.
+    """
     with _mapped(path):
-        table = DeltaTable(path)
+        table = _opened(path)
         protocol = table.protocol()
         plain = protocol.min_reader_version == 1 or set(protocol.reader_features or ()) <= {"timestampNtz"}
-        if is_uri(path) or not plain or table.metadata().partition_columns:
+        partitions = table.metadata().partition_columns
+        if not plain or (partitions and not is_uri(path)):
             return None
-        return pa.schema(table.schema().to_arrow())
+        schema = pa.schema(table.schema().to_arrow())
+        if not partitions:
+            return schema, None
+        actions = pa.table(table.get_add_actions(flatten=True))
+        columns = {FILE_NAME: [f"{path}/{unquote(name)}" for name in actions.column("path").to_pylist()]}
+        columns |= {name: actions.column(f"partition.{name}").cast(schema.field(name).type) for name in partitions}
+        return schema, pa.table(columns)
 
 
 def _filesystem(path: str) -> fs.FileSystem | None:
@@ -236,6 +246,8 @@ def _mapped(path: str) -> Iterator[None]:
 
 
 def _unavailable(path: str, error: Exception) -> StoreUnavailableError:
+    if is_uri(path):
+        return unavailable(path, error)
     return StoreUnavailableError(
         f"{path} cannot be read or written now: {_first_line(error)}",
         hint="Check that it exists, its permissions and the free space; nothing was committed",

@@ -1,4 +1,4 @@
-"""Delta tables on a real disk."""
+"""Delta tables on a real disk, in an S3-compatible store and in HDFS."""
 
 from __future__ import annotations
 
@@ -22,24 +22,36 @@ from feature_store.errors import (
 from feature_store.storage.offline import OfflineStore, delta_dataset, delta_files
 
 
+@pytest.fixture(params=["disk", "s3", "hdfs"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "disk":
+        return f"{tmp_path}/data/offline"
+    return f"{request.getfixturevalue(f'{request.param}_url')}/data/offline"
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> OfflineStore:
-    return OfflineStore("data/offline", tmp_path)
+def store(location: str, tmp_path: Path) -> OfflineStore:
+    return OfflineStore(location, tmp_path)
 
 
 def rows(day: str, *values: int) -> pa.Table:
     return pa.table({"day": [day] * len(values), "x": pa.array(values, pa.int64())})
 
 
-def test_a_relative_location_lies_under_the_root(store: OfflineStore, tmp_path: Path) -> None:
-    assert store.path("a/b") == f"{tmp_path}/data/offline/a/b"
+def test_a_relative_location_lies_under_the_root(tmp_path: Path) -> None:
+    assert OfflineStore("data/offline", tmp_path).path("a/b") == f"{tmp_path}/data/offline/a/b"
     assert OfflineStore("s3://bucket/prefix/", tmp_path).path("t") == "s3://bucket/prefix/t"
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a//b", "a/.."])
-def test_a_name_cannot_leave_the_location(store: OfflineStore, name: str) -> None:
+def test_a_name_cannot_leave_the_location(tmp_path: Path, name: str) -> None:
     with pytest.raises(SettingsError):
-        store.path(name)
+        OfflineStore("data/offline", tmp_path).path(name)
+
+
+def test_a_scheme_that_nothing_reads_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"files at ftp:// are not supported.*s3:// or hdfs://"):
+        OfflineStore("ftp://host/offline", tmp_path)
 
 
 def test_append_then_read(store: OfflineStore) -> None:
@@ -119,7 +131,9 @@ def test_drop(store: OfflineStore) -> None:
     store.append("u", rows("a", 1))
     store.drop("t")
     assert not store.exists("t")
-    assert store.exists("u")
+    assert store.read("u").num_rows == 1
+    store.append("t", pa.table({"x": ["of another type"]}))
+    assert store.read("t").to_pylist() == [{"x": "of another type"}]
 
 
 def test_an_unwritable_place_is_unavailable(tmp_path: Path) -> None:
@@ -143,7 +157,7 @@ def _fill_beyond_the_limit(root: str) -> str:
     return "written"
 
 
-def test_a_full_disk_leaves_nothing_half_visible(store: OfflineStore, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_nothing_half_visible(tmp_path: Path) -> None:
     root = tmp_path / "full"
     OfflineStore("offline", root).append("t", pa.table({"day": ["a"], "x": [b"old"]}))
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -151,24 +165,23 @@ def test_a_full_disk_leaves_nothing_half_visible(store: OfflineStore, tmp_path: 
     assert OfflineStore("offline", root).read("t").to_pylist() == [{"day": "a", "x": b"old"}]
 
 
-def _append(root: str, number: int) -> None:
-    OfflineStore("offline", Path(root)).append("t", rows("a", number), partition_by=["day"])
+def _append(location: str, number: int) -> None:
+    OfflineStore(location, Path()).append("t", rows("a", number), partition_by=["day"])
 
 
-def _replace(root: str, number: int) -> str:
+def _replace(location: str, number: int) -> str:
     try:
-        OfflineStore("offline", Path(root)).replace("t", rows("a", number, number), {"day": "a"})
+        OfflineStore(location, Path()).replace("t", rows("a", number, number), {"day": "a"})
     except ConflictError:
         return "conflict"
     return "done"
 
 
-def test_concurrent_writers(tmp_path: Path) -> None:
+def test_concurrent_writers(location: str, store: OfflineStore) -> None:
     with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
-        list(pool.map(_append, [str(tmp_path)] * 8, range(8)))
-        store = OfflineStore("offline", tmp_path)
+        list(pool.map(_append, [location] * 8, range(8)))
         assert sorted(store.read("t")["x"].to_pylist()) == list(range(8))
-        answers = list(pool.map(_replace, [str(tmp_path)] * 8, range(100, 108)))
+        answers = list(pool.map(_replace, [location] * 8, range(100, 108)))
     assert "done" in answers
     left = store.read("t")["x"].to_pylist()
     assert len(left) == 2 and left[0] == left[1] >= 100
