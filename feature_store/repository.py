@@ -22,6 +22,8 @@ from feature_store.settings import FILE_NAME, Settings, load_settings
 IGNORE_FILE = ".featureignore"
 _ENDINGS = (".yaml", ".yml", ".py")
 _ENGINES = ("local", "spark", "flink")
+_TIERED = "tiered:"
+"""Before two URIs, each of which may name an alias."""
 
 
 class Repository:
@@ -52,6 +54,9 @@ class Repository:
     def resolve_alias(self, uri: str) -> str | None:
         """What a storage URI of a definition means: an alias's URI, itself if it is an address, None for an alias
         that the settings lack (the repo's own stores serve then)."""
+        if uri.startswith(_TIERED):
+            tiers = [self.resolve_alias(tier) for tier in uri.removeprefix(_TIERED).split("|")]
+            return None if None in tiers else _TIERED + "|".join(filter(None, tiers))
         alias = _alias(uri)
         return uri if alias is None else self.settings.aliases.get(alias)
 
@@ -141,6 +146,10 @@ def _unknown_alias(
 ) -> Iterator[DefinitionError]:
     """What is wrong with a storage URI: a warning where the repo's own stores serve anyway, raised otherwise."""
     if uri is None:
+        return
+    if uri.startswith(_TIERED):
+        for tier in uri.removeprefix(_TIERED).split("|"):
+            yield from _unknown_alias(view, tier, settings, location)
         return
     alias = _alias(uri)
     if alias is None or alias in settings.aliases:

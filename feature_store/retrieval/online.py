@@ -22,7 +22,7 @@ from feature_store.expressions.visibility import Status
 from feature_store.retrieval.computations import Evaluate, evaluator, failure
 from feature_store.retrieval.lookups import Columns, Feature, Lookup, lookup
 from feature_store.retrieval.response import Cells, OnlineResponse
-from feature_store.storage.online import Key, OnlineStore, Row, Table
+from feature_store.storage.online import Answers, Key, OnlineStore, Row, Table
 from feature_store.types import Schema, Type
 from feature_store.values import read_column
 
@@ -150,6 +150,25 @@ class OnlinePlan:
         for computation in self._computations:
             _compute(computation, cells, prepared)
         return self._response(prepared, [cells[place] for place in self._outputs])
+
+    def tiers(self, prepared: Prepared, answers: Sequence[Sequence[Any]]) -> dict[str, dict[str, int]]:
+        """How many of the keys read each tier answered, by view; views in a store without tiers are left out."""
+        found: dict[str, dict[str, int]] = {}
+        if not isinstance(answers, Answers):
+            return found
+        markers, position = len(answers) - len(self._markers), 0
+        for read in self._reads:
+            until = position + len(read.lookup.reads)
+            for place in (*range(position, until), *([] if read.marker is None else [markers + read.marker])):
+                others = answers.behind[place] if answers.behind else {}
+                if others is not None:
+                    fast = len(answers[place]) - sum(others.values())
+                    counts = found.setdefault(read.name, {})
+                    for tier, count in (("fast", fast), *others.items()):
+                        if count:
+                            counts[tier] = counts.get(tier, 0) + count
+            position = until
+        return found
 
     def _response(self, prepared: Prepared, features: list[Cells]) -> OnlineResponse:
         entities = prepared.entities

@@ -99,6 +99,11 @@ class JsonAnswers:
         return ending
 
 
+def with_tiers(body: bytes, tiers: dict[str, dict[str, int]]) -> bytes:
+    """A JSON answer with which tiers answered, by view, as the last member of its metadata."""
+    return body[: -len(b"}}")] + b',"tiers":' + orjson.dumps(tiers) + b"}}"
+
+
 def arrow_stream(response: OnlineResponse) -> bytes:
     """An Arrow stream: a column a name, each followed by `name__status` and `name__ts`."""
     sink = pa.BufferOutputStream()

@@ -41,6 +41,7 @@ from feature_store.serving.requests import (
     read_time,
     typed_table,
 )
+from feature_store.serving.tiers import Tiers
 from feature_store.storage.online import OnlineStore
 from feature_store.types import TIMESTAMP, Column, Schema
 
@@ -71,7 +72,8 @@ class Service(FastAPI):
         self.log = log
         self.counters = Metrics(metrics_folder)
         self.reads = Reads(self.counters)
-        self.current = Current(store, self.counters, log, reader)
+        self.tiers = Tiers(lambda: reader or store.online_store, self.counters, log)
+        self.current = Current(store, self.counters, log, reader, self.tiers)
         self.most_bytes = int(store.settings.limits.max_body_mb * 2**20)
         self.online_route = OnlineRoute(self.current, self.reads, self.counters, log, self.most_bytes)
         # Long work does not take the threads that short writes need.
@@ -164,11 +166,12 @@ def _add_reading(app: Service) -> None:
 
     @app.get("/health", summary="Whether this worker answers, and what it lacks")
     async def health() -> dict[str, Any]:
-        state = {"status": "ok", "online_store": "unavailable" if app.reads.failed else "ok"}
+        state = {"status": "ok"} | app.tiers.look("unavailable" if app.reads.failed else "ok")
         return state | ({"registry": app.current.error} if app.current.error else {})
 
     @app.get("/metrics", summary="Prometheus metrics of all workers", response_class=Response)
     async def metrics() -> Response:
+        app.tiers.look()
         return Response(app.counters.render(), headers={"content-type": CONTENT_TYPE})
 
 

@@ -10,6 +10,7 @@ from feature_store.errors import FeatureStoreError, StoreUnavailableError
 from feature_store.retrieval.online import OnlineFeatures
 from feature_store.serving.exchange import AccessLog
 from feature_store.serving.metrics import Metrics
+from feature_store.serving.tiers import Tiers
 from feature_store.settings import Limits
 from feature_store.storage.online import OnlineStore
 
@@ -29,10 +30,16 @@ class Current:
     """
 
     def __init__(
-        self, store: FeatureStore, metrics: Metrics, log: AccessLog, reader: OnlineStore | None = None
+        self,
+        store: FeatureStore,
+        metrics: Metrics,
+        log: AccessLog,
+        reader: OnlineStore | None = None,
+        tiers: Tiers | None = None,
     ) -> None:
         self._store = store
         self._reader = reader
+        self._tiers = tiers
         self._metrics = metrics
         self._log = log
         self._online: OnlineFeatures | None = None
@@ -98,6 +105,8 @@ class Current:
             self.look()
             if looks % PROGRESS_EVERY == 0:
                 self._progress()
+            if self._tiers is not None:
+                self._tiers.look()
             self._save()
 
     def _progress(self) -> None:

@@ -34,6 +34,11 @@ BUCKETS = (
 )  # fmt: skip
 _REQUEST = "feature_store_request_seconds"
 _STORE = "feature_store_online_read_seconds"
+_TIER_COUNTS = {
+    "promoted": "Keys copied to the fast tier",
+    "missed": "Writes that the fast tier missed",
+    "losses": "Times that the fast tier was found to have lost its copies",
+}
 
 
 class Metrics:
@@ -49,6 +54,7 @@ class Metrics:
         self._newest: dict[str, int] = {}
         self._through: dict[str, int] = {}
         self._entities = 0
+        self._tiers: dict[str, int] = {}
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """One answered request."""
@@ -63,6 +69,10 @@ class Metrics:
         """One read of the online store."""
         _observe(self._reads, seconds)
         self._read_failures += failed
+
+    def tiers(self, counts: dict[str, int]) -> None:
+        """What this worker's tiered stores counted so far, and as `up` whether the fast tier is used."""
+        self._tiers = counts
 
     def served(self, rows: int) -> None:
         """Entity rows of one answer."""
@@ -107,7 +117,7 @@ class Metrics:
         return {
             "requests": self._requests, "answers": self._answers, "reads": self._reads, "newest": self._newest,
             "read_failures": self._read_failures, "statuses": self._statuses, "through": self._through,
-            "entities": self._entities,
+            "entities": self._entities, "tiers": self._tiers,
         }  # fmt: skip
 
 
@@ -137,6 +147,8 @@ class _Families(Collector):
             answers.add_metric(key.rsplit(" ", 1), count)
         yield answers
         yield from self._store()
+        if any(state["tiers"] for state in self._states):
+            yield from self._tiers()
         yield from self._values()
 
     def _store(self) -> Iterator[Metric]:
@@ -148,6 +160,17 @@ class _Families(Collector):
         yield CounterMetricFamily("feature_store_online_read_failures", "Reads that failed", value=failures)
         rows = sum(state["entities"] for state in self._states)
         yield CounterMetricFamily("feature_store_entity_rows", "Entity rows answered", value=rows)
+
+    def _tiers(self) -> Iterator[Metric]:
+        counts = self._numbers("tiers")
+        keys = CounterMetricFamily("feature_store_tier_keys", "Keys read, by the tier that answered", labels=["tier"])
+        for tier in ("fast", "slow", "timeout"):
+            keys.add_metric([tier], counts[tier])
+        yield keys
+        for name, what in _TIER_COUNTS.items():
+            yield CounterMetricFamily(f"feature_store_tier_{name}", what, value=counts[name])
+        up = min(state["tiers"]["up"] for state in self._states if state["tiers"])
+        yield GaugeMetricFamily("feature_store_fast_tier_up", "Whether every worker uses the fast tier", value=up)
 
     def _values(self) -> Iterator[Metric]:
         values = CounterMetricFamily("feature_store_values", "Feature values by status", labels=["view", "status"])

@@ -15,7 +15,7 @@ from feature_store.errors import FeatureStoreError
 from feature_store.expressions.visibility import Status
 from feature_store.retrieval.online import OnlineFeatures, OnlinePlan, check_size
 from feature_store.retrieval.response import OnlineResponse, Statuses
-from feature_store.serving.answers import ARROW, JSON, JsonAnswers, arrow_stream
+from feature_store.serving.answers import ARROW, JSON, JsonAnswers, arrow_stream, with_tiers
 from feature_store.serving.current import Current
 from feature_store.serving.exchange import (
     AccessLog,
@@ -46,6 +46,7 @@ class Ask:
     full_feature_names: bool
     request_data: Mapping[str, Any] | None
     iso: bool
+    tiers: bool = False
 
 
 def read_ask(body: dict[str, Any]) -> Ask:
@@ -70,7 +71,10 @@ def read_ask(body: dict[str, Any]) -> Ask:
         raise wrong_member("request_data", "an object", data)
     if stamps not in (None, "iso", "epoch"):
         raise wrong_member("timestamps", '"iso" or "epoch"', stamps)
-    return Ask(features, entities, bool(full), data, stamps == "iso")
+    tiers = body.get("tiers")
+    if tiers is not None and type(tiers) is not bool:
+        raise wrong_member("tiers", "true or false", tiers)
+    return Ask(features, entities, bool(full), data, stamps == "iso", bool(tiers))
 
 
 class OnlineRoute:
@@ -118,6 +122,8 @@ class OnlineRoute:
         answers = await self._reads.read(online.store, prepared.requests)
         response = plan.finish(prepared, answers, now)
         payload = arrow_stream(response) if arrow else self._writer(online, plan, ask.iso).encode(response)
+        if ask.tiers and not arrow:
+            payload = with_tiers(payload, plan.tiers(prepared, answers))
         self._count(plan, response)
         return payload, f',"rows":{response.rows},"features":{len(plan.refs)}'
 

@@ -27,6 +27,7 @@ class OnlineRequest(BaseModel):
     full_feature_names: bool = False
     request_data: dict[str, Any] | None = None
     timestamps: Literal["iso", "epoch"] | None = None
+    tiers: bool = False
 
 
 class Body(BaseModel):
@@ -90,6 +91,7 @@ class OnlineMetadata(BaseModel):
     """The names of the columns in `results`, in order."""
 
     feature_names: list[str]
+    tiers: dict[str, dict[str, int]] | None = None
 
 
 class OnlineAnswer(BaseModel):

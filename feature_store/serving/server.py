@@ -92,6 +92,8 @@ def worker() -> Service:
 def impatient(uri: str) -> str:
     """The URI of the online store as a worker reads it: a Redis that says no time limit gets a short one, because a
     read on the event loop holds up everybody for so long."""
+    if uri.startswith("tiered:"):
+        return "tiered:" + "|".join(map(impatient, uri.removeprefix("tiered:").split("|")))
     parts = urlsplit(uri)
     if parts.scheme.partition("+")[0] not in ("redis", "rediss") or "timeout=" in parts.query:
         return uri

@@ -43,10 +43,11 @@ class Row(NamedTuple):
 class Answers(list[Any]):
     """What `read` of a store with several tiers gives; one without gives a plain list.
 
-    `behind` counts, of each request, the keys that the first tier did not answer by who did; empty: it answered all.
+    `behind` counts, of each request, the keys that the first tier did not answer by who did, None where the table rests
+    in a store without tiers; empty: the first tier answered all.
     """
 
-    behind: Sequence[Mapping[str, int]] = ()
+    behind: Sequence[Mapping[str, int] | None] = ()
 
 
 class OnlineStore(Protocol):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 
-from feature_store.storage.online import Key, OnlineStore, Row, Table
+from feature_store.storage.online import Answers, Key, OnlineStore, Row, Table
+from feature_store.storage.tiered import TieredOnlineStore
 
 
 class RoutedOnlineStore:
@@ -38,11 +40,20 @@ class RoutedOnlineStore:
         if all(store is self._default for store in stores):
             return self._default.read(requests)
         answers: list[list[Row | Mapping[bytes, Row] | None]] = [[] for _ in requests]
+        tiered: dict[int, Mapping[str, int] | None] = {}
         for store in dict.fromkeys(stores):
             places = [place for place, its in enumerate(stores) if its is store]
-            for place, answer in zip(places, store.read([requests[place] for place in places]), strict=True):
+            found = store.read([requests[place] for place in places])
+            for place, answer in zip(places, found, strict=True):
                 answers[place] = answer
-        return answers
+            if isinstance(found, Answers):
+                tiered |= dict(zip(places, found.behind or [{}] * len(places), strict=True))
+        return _with_tiers(answers, tiered) if tiered else answers
+
+    @property
+    def tiered(self) -> list[TieredOnlineStore]:
+        """Those of the stores that have two tiers, as far as they are opened."""
+        return [store for store in (self._default, *self._opened.values()) if isinstance(store, TieredOnlineStore)]
 
     def scan(self, table: Table) -> Iterator[pa.RecordBatch]:
         return self._store(table).scan(table)
@@ -58,3 +69,10 @@ class RoutedOnlineStore:
         if uri not in self._opened:
             self._opened[uri] = self._open(uri)
         return self._opened[uri]
+
+
+def _with_tiers(answers: list[list[Row | Mapping[bytes, Row] | None]], tiered: Mapping[int, Any]) -> Any:
+    """The answers of several stores, some of which have tiers."""
+    out = Answers(answers)
+    out.behind = [tiered.get(place) for place in range(len(answers))]
+    return out

@@ -317,13 +317,18 @@ def test_a_server_started_again_with_an_older_state_is_not_believed(
     with server.client() as client:
         kept = {name: client.dump(name) for name in client.keys("*")}
     store.write(USERS, users((1, 6, 11)))
+    keeper, generations = store._keeper, store._generations
+    keeper.close()  # nobody looks: only the connection tells
+    keeper._process, generations.lease = os.getpid(), 60.0
     server.stop()
     server.start()
     with server.client() as client:
         for name, data in kept.items():
             client.restore(name, 0, data)
-    for _ in range(50):
-        assert store.read([(USERS, [(1,)])]) == [[Row(6, 0, (11, ""))]]
+    assert generations.trusted
+    assert keeper.fast_answers
+    assert store.read([(USERS, [(1,)])]) == [[Row(6, 0, (11, ""))]]
+    keeper._process, generations.lease = 0, LEASE
     wait_for(lambda: has_copies(store, USERS, [(1,)]))
     assert store.read([(USERS, [(1,)])]) == [[Row(6, 0, (11, ""))]]
 
@@ -484,3 +489,19 @@ def test_options_beside_those_of_the_slow_tier() -> None:
     found = Options.of("tiered:redis://h:1/0?timeout=1|hbase://h:2?timeout=3&budget=20ms&lease=2s&on_timeout=missing")
     assert found == Options("redis://h:1/0?timeout=1", "hbase://h:2?timeout=3", 0.02, 2.0, error=False)
     assert Options.of("tiered:redis://h|hbase://h") == Options("redis://h", "hbase://h")
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"), [(State.CLOSING, State.CLOSED), (State.OPENING, State.OPEN)], ids=["closing", "opening"]
+)
+def test_nobody_moves_on_before_the_lease_is_over(store: TieredOnlineStore, begin: State, end: State) -> None:
+    keeper, generations = store._keeper, store._generations
+    keeper.close()
+    generations.lease = 0.2
+    began = time.monotonic()
+    known = generations.move(USERS, generations.look([USERS])[0], begin, store._fast.life())
+    assert known.state is begin
+    while (known := generations.look([USERS])[0]).state is begin:
+        keeper.tick()
+    assert known.state is end
+    assert time.monotonic() - began >= generations.lease
