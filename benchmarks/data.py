@@ -16,6 +16,9 @@ NOW = 1_750_000_000_000_000
 DAY = 86_400_000_000
 SPAN = 90 * DAY
 _PART = 250_000
+_GROUP = 62_500
+"""Rows of a row group of profiles: few, so that the smallest table that memory is compared for has several, as a large
+one has. What a reader holds at once is measured in row groups, not in rows."""
 _WORDS = np.array([f"word_{n:03d}" for n in range(200)])
 
 KINDS = {"i": 8, "f": 10, "s": 2}
@@ -36,7 +39,7 @@ def spread(count: int) -> list[str]:
 
 def profiles(users: int, view: int) -> Path:
     """One row a user of one view, in the order of users, at times of the last 30 days of the data."""
-    path = ROOT / f"profiles_{users}_{view}.parquet"
+    path = ROOT / f"profiles_{users}_{view}_{_GROUP}.parquet"
 
     def parts() -> Iterator[pa.Table]:
         rng = np.random.default_rng(view)
@@ -44,7 +47,7 @@ def profiles(users: int, view: int) -> Path:
             ids = np.arange(start, min(users, start + _PART))
             yield _rows(rng, view, ids, NOW - rng.integers(1, 30 * DAY, len(ids)))
 
-    return _written(path, parts())
+    return _written(path, parts(), _GROUP)
 
 
 def history(rows: int, users: int, view: int) -> Path:
@@ -60,30 +63,34 @@ def history(rows: int, users: int, view: int) -> Path:
     return _written(path, parts())
 
 
-def entities(rows: int, users: int) -> Path:
-    """Entity rows numbered in `row`: users (one in a hundred unknown) in the last two thirds of the span."""
-    path = ROOT / f"entities_{rows}_{users}.parquet"
+def entities(rows: int, users: int, hot: int = 0) -> Path:
+    """Entity rows numbered in `row`: users (one in a hundred unknown) in the last two thirds of the span. `hot` per
+    cent are of one user."""
+    path = ROOT / f"entities_{rows}_{users}{_hot(hot)}.parquet"
 
     def parts() -> Iterator[pa.Table]:
         rng = np.random.default_rng(7)
         ids = rng.integers(0, users + users // 100, rows)
         times = NOW - rng.integers(0, 2 * SPAN // 3, rows)
+        ids[: rows * hot // 100] = 0
         yield pa.table({"row": np.arange(rows), "user_id": ids, "event_timestamp": _instants(times)})
 
     return _written(path, parts())
 
 
-def events(rows: int, users: int) -> Path:
-    """Events of users with a price, at any time of the span, in no order."""
-    path = ROOT / f"events_{rows}_{users}.parquet"
+def events(rows: int, users: int, hot: int = 0) -> Path:
+    """Events of users with a price, at any time of the span, in no order. `hot` per cent are of one user."""
+    path = ROOT / f"events_{rows}_{users}{_hot(hot)}.parquet"
 
     def parts() -> Iterator[pa.Table]:
         rng = np.random.default_rng(11)
         for start in range(0, rows, _PART):
             count = min(_PART, rows - start)
+            ids = rng.integers(0, users, count)
+            ids[: count * hot // 100] = 0
             yield pa.table(
                 {
-                    "user_id": rng.integers(0, users, count),
+                    "user_id": ids,
                     "event_timestamp": _instants(NOW - rng.integers(1, SPAN, count)),
                     "price": rng.integers(1, 10_000, count) / 64,  # sums are exact in any order
                     "amount": rng.integers(1, 100, count),
@@ -125,18 +132,22 @@ def _rows(rng: np.random.Generator, view: int, ids: np.ndarray, times: np.ndarra
     return pa.table(columns)
 
 
+def _hot(percent: int) -> str:
+    return f"_hot{percent}" if percent else ""
+
+
 def _instants(micros: np.ndarray) -> pa.Array:
     return pa.array(micros, pa.int64()).cast(pa.timestamp("us", "UTC"))
 
 
-def _written(path: Path, parts: Iterator[pa.Table]) -> Path:
+def _written(path: Path, parts: Iterator[pa.Table], group: int = _PART) -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".part")
         writer = None
         for part in parts:
             writer = writer or pq.ParquetWriter(unfinished, part.schema, compression="snappy")
-            writer.write_table(part)
+            writer.write_table(part, row_group_size=group)
         assert writer is not None
         writer.close()
         unfinished.rename(path)

@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import historical, materialize, online, serving, startup, world
+from benchmarks import growth, hbase, historical, materialize, online, serving, spark, startup, world
 from benchmarks.report import Report
 from benchmarks.sizes import FULL, QUICK, Size
 from benchmarks.world import World
@@ -29,8 +29,14 @@ _IN_WORLD: dict[str, Callable[[World], Report]] = {
     "online": online.measure,
     "materialize": materialize.measure,
 }
-_ALONE: dict[str, Callable[[Size], Report]] = {"historical": historical.measure, "startup": startup.measure}
-_PACKAGES = ("duckdb", "pyarrow", "redis", "hiredis", "orjson", "uvicorn", "fastapi", "deltalake")
+_ALONE: dict[str, Callable[[Size], Report]] = {
+    "historical": historical.measure,
+    "startup": startup.measure,
+    "hbase": hbase.measure,
+    "spark": spark.measure,
+    "growth": growth.measure,
+}
+_PACKAGES = ("duckdb", "pyarrow", "redis", "hiredis", "happybase", "orjson", "uvicorn", "fastapi", "deltalake")
 
 
 def main(arguments: list[str] | None = None) -> int:
