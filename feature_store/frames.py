@@ -34,6 +34,10 @@ def read_table(data: Any) -> pa.Table:
     if isinstance(data, (list, tuple)) and all(isinstance(row, Mapping) for row in data):
         names = list(dict.fromkeys(name for row in data for name in row))
         return _from_columns({name: [row.get(name) for row in data] for name in names})
+    if type(data).__module__.startswith("pyspark."):
+        raise InvalidInputError(
+            "a Spark DataFrame stays on Spark", hint='Ask with engine="spark", or give its rows: data.toPandas()'
+        )
     if hasattr(data, "to_arrow"):
         return pa.table(data.to_arrow())
     if type(data).__module__.split(".")[0] == "pandas":
@@ -104,6 +108,11 @@ def _read_csv(path: Path) -> pa.Table:
     for name in texts:
         table = table.set_column(table.column_names.index(name), name, again[name])
     return table
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether a path is that of one Parquet or CSV file on this machine, by its ending."""
+    return "://" not in str(path) and Path(path).suffix in _SUFFIXES
 
 
 def write_file(table: pa.Table, path: Path) -> None:

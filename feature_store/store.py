@@ -466,8 +466,8 @@ class FeatureStore(Directory):
     ) -> HistoricalJob:
         """The features of each row of `entity_df` as of its `event_timestamp`: rows out = rows in, in their order.
 
-        `entity_df` is a DataFrame, an Arrow table, the path of a Parquet or CSV file, or a SELECT over the sources; with
-        the Spark engine also a Spark DataFrame, and rows of any number: they stay in the cluster.
+        `entity_df` is a DataFrame, an Arrow table, the path of a Parquet or CSV file, or a SELECT over the sources.
+        With the Spark engine it may be a Spark DataFrame, too, and of any length: its rows stay in the cluster.
         """
         catalog = self.catalog
         query = HistoricalQuery(catalog.resolve(features), full_feature_names, as_known, statuses)

@@ -274,14 +274,17 @@ def as_of(
     return table if hidden is None else table.replace_schema_metadata({"hidden": str(hidden)})
 
 
-def collected(frame: Any, schema: pa.Schema) -> pa.Table:
-    """All rows of a frame, here, in no order; the types are the schema's."""
+def collected(frame: Any, schema: pa.Schema | None = None) -> pa.Table:
+    """All rows of a frame, here, in no order; in the types of the schema, or the frame's own."""
+    from pyspark.sql.pandas.types import to_arrow_type
 
     def pack(batches: Batches) -> Batches:
         for batch in batches:
             if batch.num_rows:
                 yield pa.RecordBatch.from_arrays([pa.array([packed(batch)], pa.binary())], ["part"])
 
+    if schema is None:
+        schema = pa.schema([pa.field(field.name, to_arrow_type(field.dataType)) for field in frame.schema])
     parts = frame.mapInArrow(carried(pack), "part BINARY").collect()
     tables = [pa.ipc.open_stream(row[0]).read_all().rename_columns(schema.names).cast(schema) for row in parts]
     return pa.concat_tables(tables) if tables else schema.empty_table()

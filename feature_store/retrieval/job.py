@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from feature_store.errors import InvalidInputError
+from feature_store.expressions.relations import Rows
 from feature_store.frames import require, write_file
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Entity rows that are the result of a SELECT over sources."""
+
+    sql: str
+    sources: Collection[Rows]
 
 
 class HistoricalJob(ABC):

@@ -40,13 +40,17 @@ class Snapshots:
         self._query = bound.relation
         self._engine = engine
         self._offline = offline
-        self._path = snapshots_path(bound)
+        self.path = snapshots_path(bound)
         self._as_known = as_known
         # Where the table is gone, what was kept in it is, too.
-        self._stored = set(kept) if kept and offline.exists(self._path) else set()
-        self._stored |= {int(partition[VALID_FROM]) for partition in offline.partitions(self._path)}
+        self._stored = set(kept) if kept and offline.exists(self.path) else set()
+        self._stored |= {int(partition[VALID_FROM]) for partition in offline.partitions(self.path)}
         self.computed: list[int] = []
         self.hidden = 0
+
+    def missing(self, boundaries: Collection[int]) -> list[int]:
+        """Those of the boundaries at which no snapshot was kept."""
+        return [at for at in boundaries if at not in self._stored]
 
     def as_of(self, spine: pa.Table, names: Collection[str]) -> pa.Table:
         """As `Engine.as_of`: for each spine row the values of the newest snapshot valid at its time, and only of it;
@@ -79,7 +83,7 @@ class Snapshots:
 
     def _snapshot(self, at: int) -> pa.Table:
         if at in self._stored:
-            return self._offline.read(self._path, {VALID_FROM: str(at)})
+            return self._offline.read(self.path, {VALID_FROM: str(at)})
         self.computed.append(at)
         found = self._engine.snapshot(self._query, at, as_known=self._as_known).read().read_all()
         self.hidden += int((found.schema.metadata or {}).get(b"hidden", 0))
