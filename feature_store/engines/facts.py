@@ -22,7 +22,7 @@ from feature_store.types import Schema, Type
 Batches = Iterator[pa.RecordBatch]
 
 EVENTS_AT_ONCE = 1_000_000
-BATCH = 65_536
+BATCH = 16_384
 
 
 class Facts:

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,9 @@ from feature_store.types import Schema, Type
 
 if TYPE_CHECKING:
     from feature_store.storage.offline import OfflineStore
+
+_SETTINGS = "SET SESSION TimeZone = 'UTC'; SET SESSION preserve_insertion_order = false"
+_SPARING = {"allocator_flush_threshold": "1MiB", "allocator_bulk_deallocation_flush_threshold": "1MiB"}
 
 _CSV_LINE = re.compile(r"CSV Error on Line: (\d+)")
 _CSV_SNIFFED = re.compile(r'Error when sniffing file "(.+?)"')
@@ -89,6 +92,7 @@ class LocalEngine:
         }
         if threads is not None:
             config["threads"] = threads
+        self._config = config
         self._database = duckdb.connect(":memory:", config=config)
         self._clean = weakref.finalize(self, shutil.rmtree, self._spill, ignore_errors=True)
 
@@ -125,7 +129,7 @@ class LocalEngine:
             columns = f"{facts.keys}, {facts.values}, __t, coalesce(__c, {NO_CREATED})"
             yield from batches(session.sql(f"SELECT {columns} FROM ({facts.fetch('__t')})"))
 
-        return self._computed(relation.rows.name, schema, rows)
+        return LocalRows(lambda: self._stream(relation.rows.name, schema, rows, alone=True))
 
     def tiles(
         self, relation: Windows, level: int, start: int | None, until: int, touched: Collection[str] | None = None
@@ -222,13 +226,19 @@ class LocalEngine:
         return LocalRows(lambda: self._stream(name, schema, rows, told))
 
     def _stream(
-        self, name: str, schema: pa.Schema, rows: Callable[[Any], Batches], told: Mapping[str, str] | None = None
+        self,
+        name: str,
+        schema: pa.Schema,
+        rows: Callable[[Any], Batches],
+        told: Mapping[str, str] | None = None,
+        alone: bool = False,
     ) -> pa.RecordBatchReader:
-        """A reader over what `rows` yields in a session of its own; the first batch is there when it returns, so that
-        what is wrong with the source is raised here. `told`, which `rows` may fill before that, is the metadata."""
+        """A reader over what `rows` yields in a session of its own, or `alone` in a database of its own; the first
+        batch is there when it returns, so that what is wrong with the source is raised here. `told`, which `rows` may
+        fill before that, is the metadata."""
 
         def conformed() -> Batches:
-            with self._session(name) as session:
+            with self._alone(name) if alone else self._session(name) as session:
                 for batch in rows(session):
                     columns = [conform(column, field.type) for column, field in zip(batch.columns, schema, strict=True)]
                     yield pa.RecordBatch.from_arrays(columns, schema=schema)
@@ -241,13 +251,22 @@ class LocalEngine:
 
     @contextmanager
     def _session(self, name: str, error: type[FeatureStoreError] = SourceError) -> Iterator[Any]:
-        with mapped(name, error):
-            session = self._database.cursor()
-            try:
-                session.execute("SET SESSION TimeZone = 'UTC'; SET SESSION preserve_insertion_order = false")
+        with mapped(name, error), closing(self._database.cursor()) as session:
+            session.execute(_SETTINGS)
+            yield session
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[Any]:
+        """A session whose memory stays small beside what writes its rows, which takes longer than to read them: on one
+        core, that has one part of a file at hand, and with little kept that is not in use."""
+        spill = tempfile.mkdtemp(dir=self._spill)  # two databases in one would write over each other's files
+        config = self._config | {"temp_directory": spill, "threads": 1, **_SPARING}
+        try:
+            with mapped(name, SourceError), closing(duckdb.connect(":memory:", config=config)) as session:
+                session.execute(_SETTINGS)
                 yield session
-            finally:
-                session.close()
+        finally:
+            shutil.rmtree(spill, ignore_errors=True)
 
 
 def _rendered(
