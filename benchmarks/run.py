@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import growth, hbase, historical, materialize, online, serving, spark, startup, world
+from benchmarks import growth, hbase, historical, materialize, online, serving, spark, startup, tiered, world
 from benchmarks.report import Report
 from benchmarks.sizes import FULL, QUICK, Size
 from benchmarks.world import World
@@ -28,6 +28,7 @@ _IN_WORLD: dict[str, Callable[[World], Report]] = {
     "serving": serving.measure,
     "online": online.measure,
     "materialize": materialize.measure,
+    "tiered": tiered.measure,
 }
 _ALONE: dict[str, Callable[[Size], Report]] = {
     "historical": historical.measure,

@@ -30,7 +30,7 @@ from feature_store.definitions.directory import Directory
 from feature_store.definitions.lineage import Edge, lineage
 from feature_store.definitions.serving import roles_after, served_after, serving_catalog
 from feature_store.definitions.tables import tables_of
-from feature_store.errors import InvalidInputError, Location, NotFoundError, SettingsError, nearest
+from feature_store.errors import InvalidInputError, Location, NotFoundError, SettingsError, UsageError, nearest
 from feature_store.expressions.instants import instant, to_iso
 from feature_store.expressions.relations import Rows
 from feature_store.materialization.backfill import Backfill
@@ -362,6 +362,16 @@ class FeatureStore(Directory):
         materializer = self._materializer(progress)
         views = self._online_views(feature_views)
         return self._run(views, lambda view: materializer.until(view, self._engine(view.view.engine), end))
+
+    def refill(self, feature_views: Sequence[str] | None = None) -> int:
+        """Copy the rows of views, as they are served, from the slow tier of the online store to the fast one without
+        waiting for them to be asked for; the number of keys. Nothing is computed."""
+        store, names = self.online_store, [view.name for view in self._online_views(feature_views)]
+        assert isinstance(store, RoutedOnlineStore)
+        copied = [store.refill(table) for name in names for table in tables_of(self.serving.views[name])]
+        if copied.count(None) == len(copied):
+            raise UsageError("the online store has no tiers", hint="Write online_store: tiered:redis://…|hbase://…")
+        return sum(filter(None, copied))
 
     def backfill(
         self,

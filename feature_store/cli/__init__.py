@@ -31,6 +31,8 @@ COMMANDS = {
     "materialize": "materialize",
     "materialize-incremental": "materialize",
     "backfill": "backfill",
+    "schedule": "schedule",
+    "refill": "materialize",
     "get-online-features": "online",
     "get-historical-features": "offline",
     "push": "push",

@@ -53,6 +53,18 @@ def materialize_incremental(invocation: Invocation, end: int, views: tuple[str, 
     tell_versions(invocation, before)
 
 
+@command("refill")
+@_VIEWS
+def refill(invocation: Invocation, views: tuple[str, ...]) -> None:
+    """Copy online rows to the fast tier.
+
+    Of an online store with two tiers, such as Redis before HBase, after the fast one was emptied.
+    Without it, rows are copied as they are asked for.
+    """
+    keys = invocation.store.refill(list(views) or None)
+    click.echo(f"Copied {keys:,} keys to the fast tier.")
+
+
 def _reached(end: int, asked: int) -> str:
     """The instant that a run came to, which is now where the END asked for lies ahead."""
     from feature_store.expressions.instants import to_iso

@@ -50,6 +50,11 @@ class RoutedOnlineStore:
                 tiered |= dict(zip(places, found.behind or [{}] * len(places), strict=True))
         return _with_tiers(answers, tiered) if tiered else answers
 
+    def refill(self, table: Table) -> int | None:
+        """Copy a table from the slow tier of its store to the fast one; the number of keys, None if it has no tiers."""
+        store = self._store(table)
+        return store.refill(table) if isinstance(store, TieredOnlineStore) else None
+
     @property
     def tiered(self) -> list[TieredOnlineStore]:
         """Those of the stores that have two tiers, as far as they are opened."""

@@ -34,7 +34,8 @@ class TierKeeper:
         self._fast = fast
         self._generations = generations
         self._tally = tally
-        self._answers = True
+        self.fast_answers = True
+        """Whether the fast tier answered last."""
         self._wanted: set[str] = set()
         self._began: dict[str, int] = {}
         self._stop = threading.Event()
@@ -42,21 +43,16 @@ class TierKeeper:
         self._process = 0
 
     @property
-    def fast_answers(self) -> bool:
-        """Whether the fast tier answered last."""
-        return self._answers
-
-    @property
     def state(self) -> str:
         """`ok`, `unavailable`, or `opening` while at least one table has no copies that may be used."""
-        if not self._answers:
+        if not self.fast_answers:
             return "unavailable"
         states = [known.state for table, known in self._generations.all if self._wants(table, known)]
         return "ok" if all(state is State.OPEN for state in states) else "opening"
 
     def fast_failed(self) -> None:
         """Ask it no more before the next look."""
-        self._answers = False
+        self.fast_answers = False
 
     def want(self, table: Table, known: Generation) -> Generation:
         """Open a table that was never opened; later if the fast tier does not answer."""
@@ -96,9 +92,9 @@ class TierKeeper:
         try:
             life = self._fast.life()
         except StoreUnavailableError:
-            self._answers = False
+            self.fast_answers = False
             return None
-        self._answers = True
+        self.fast_answers = True
         return life
 
     def _wants(self, table: Table, known: Generation) -> bool:

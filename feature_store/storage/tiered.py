@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -47,6 +48,8 @@ Answer = Row | Mapping[bytes, Row] | None
 _THREADS = 8
 _KEYS_A_REFILL = 1_000
 _MOST_TABLES = 4_096
+_LEASES_TO_OPEN = 10
+"""From any state it takes three, and the looks in between."""
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|s)")
 _UNITS = {"ms": 1e-3, "s": 1.0}
 
@@ -138,15 +141,15 @@ class TieredOnlineStore:
 
     def read(self, requests: Requests) -> list[list[Answer]]:
         self._keeper.ensure()
-        asked, life, everything = self._usable(requests)
+        asked, life, behind = self._usable(requests)
         if life:
             try:
                 answers, whole = self._fast.read(asked, life)
             except StoreUnavailableError:
                 self._keeper.fast_failed()
                 return self._completed(requests, [(table, ()) for table, _ in requests], [], "")
-            if whole and everything:
-                self.tally.fast += sum([len(keys) for _, keys in asked])
+            if whole and not behind:
+                self.tally.fast += sum(map(len, answers))
                 return Answers(answers)
             return self._completed(requests, asked, answers, life)
         return self._completed(requests, asked, [], "")
@@ -156,11 +159,7 @@ class TieredOnlineStore:
 
     def refill(self, table: Table) -> int:
         """Copy the whole table into the fast tier, without waiting to be asked; the number of keys copied."""
-        known, copied = self._generations.to_read(table), 0
-        if known.state is not State.OPEN:
-            raise StoreUnavailableError(
-                f'the fast tier takes no copies of "{table.name}" now', hint="Try again when it answers"
-            )
+        known, copied = self._opened(table), 0
         for batch in self._slow.scan(table):
             columns = [batch.column(column.name).cast(raw_type(column.type)).to_pylist() for column in table.keys]
             keys = list(dict.fromkeys(zip(*columns, strict=True)))
@@ -178,26 +177,44 @@ class TieredOnlineStore:
         self._fast.close()
         self._slow.close()
 
+    def _opened(self, table: Table) -> Generation:
+        """The generation of a table, when it takes copies; `StoreUnavailableError` if it does not come to that."""
+        self._keeper.ensure()
+        known = self._generations.look([table])[0]
+        self._keeper.want(table, known)
+        deadline = time.monotonic() + _LEASES_TO_OPEN * self._options.lease
+        while (known := self._generations.to_read(table)).state is not State.OPEN or not self._keeper.fast_answers:
+            if time.monotonic() > deadline:
+                raise StoreUnavailableError(
+                    f"the fast tier {redacted(self._options.fast)} takes no copies", hint="Check that it answers"
+                )
+            time.sleep(self._options.lease / 10)
+        return known
+
     def _usable(self, requests: Requests) -> tuple[list[tuple[Table, Sequence[Key]]], str, bool]:
-        """What to ask the fast tier, the life that it must be in (empty: nothing may be asked), and whether that is
-        everything: where a table has no copies to use, no keys of the table itself are asked."""
+        """What to ask the fast tier, the life that it must be in (empty: nothing may be asked), and whether something
+        remains: where a table has no copies to use, no keys of the table itself are asked."""
+        generations, copies = self._generations, self._copies
         asked: list[tuple[Table, Sequence[Key]]] = []
-        life, everything = "", True
-        trusted, by_name = self._generations.trusted and self._keeper.fast_answers, self._generations.known
+        life, behind = "", False
+        answers, trusted, by_name = self._keeper.fast_answers, generations.trusted, generations.known
         for table, keys in requests:
             known = by_name.get(table.name) if trusted else None
-            if known is None:
-                known = self._generations.to_read(table) if self._keeper.fast_answers else CLOSED
-            if known.state is State.OPEN and (known.life == life or not life):
+            if known is None or not answers:
+                known = generations.to_read(table) if answers else CLOSED
+            kept = copies.get(id(table))
+            if kept is not None and kept[1] is known and kept[0] is table and known.life == life:
+                asked.append((kept[2], keys))
+            elif known.state is State.OPEN and (known.life == life or not life):
                 life = known.life
                 asked.append((self._copies_of(table, known), keys))
             else:
-                everything = False
+                behind = True
                 asked.append((table, ()))
-        return asked, life, everything
+        return asked, life, behind
 
     def _copies_of(self, table: Table, known: Generation) -> Table:
-        """One object a table and generation: codecs are found by it."""
+        """Of an open generation one object a table: codecs are found by it."""
         kept = self._copies.get(id(table))
         if kept is None or kept[0] is not table or kept[1] is not known:
             if len(self._copies) >= _MOST_TABLES:

@@ -6,6 +6,7 @@ import pytest
 
 from feature_store.storage.online import OnlineStore, Table
 from tests.conformance.online_store import TABLES, OnlineStoreConformance
+from tests.conformance.test_hbase import raw_rows as hbase_rows
 from tests.conformance.test_sqlite import TestSQLite as SQLite
 from tests.storage.tiers import wait_until_open
 
@@ -29,3 +30,13 @@ class TestRedisBeforeSQLite(OnlineStoreConformance):
 
     def raw(self, uri: str, project: str, table: Table) -> dict[tuple[bytes, bytes], bytes]:
         return SQLite().raw(uri.partition("|")[2].partition("?")[0], project, table)
+
+
+@pytest.mark.timeout(300)
+class TestRedisBeforeHBase(TestRedisBeforeSQLite):
+    @pytest.fixture
+    def uri(self, redis_url: str, hbase_url: str) -> str:  # type: ignore[override]
+        return f"tiered:{redis_url}|{hbase_url}&lease=200ms&budget=20s"
+
+    def raw(self, uri: str, project: str, table: Table) -> dict[tuple[bytes, bytes], bytes]:
+        return hbase_rows(uri.partition("|")[2], project, table)
