@@ -29,7 +29,9 @@ _ENDINGS = (".parquet", ".csv")
 @click.option("--entities", metavar="FILE", required=True,
               help="Parquet or CSV: the join keys, and event_timestamp as the time to look from.")  # fmt: skip
 @features_options
-@click.option("-o", "--output-file", metavar="FILE", help="Write Parquet or CSV, by the ending, instead of a table.")
+@click.option(
+    "-o", "--output-file", metavar="FILE", help="Write Parquet or CSV, by the ending; with Spark also a folder."
+)
 @click.option("--as-known", is_flag=True, help="Only rows that were known at the time.")
 @click.option("--statuses", is_flag=True, help="Also a column FEATURE__status for each.")
 @click.option("--engine", metavar="NAME", help="Another engine than the settings' default.")
@@ -48,24 +50,30 @@ def get_historical_features(
 ) -> None:
     """Join features to rows, as of their times."""
     asked = chosen_features(features, service)
-    target = _target(output_file) if output_file else None
-    rows = existing_file(entities)
+    if output_file is not None:
+        _check_target(output_file)
+    rows = entities if "://" in entities else existing_file(entities)
     job = invocation.store.get_historical_features(
         rows, asked, full_feature_names, as_known=as_known, statuses=statuses, engine=engine
     )
-    if target is None:
+    if output_file is None:
         table = job.to_arrow()
         output.rows(table.to_pylist(), table.column_names)
     else:
-        job.to_file(target)
-        click.echo(f"Wrote {_summary(job.metadata)} to {target}.", err=True)
+        if not (job.writes_folders or _ends_well(output_file)):
+            raise UsageError(f"{output_file} ends in neither {' nor '.join(_ENDINGS)}: a folder needs the Spark engine")
+        job.to_file(output_file)
+        click.echo(f"Wrote {_summary(job.metadata)} to {output_file}.", err=True)
 
 
-def _target(text: str) -> Path:
-    path = Path(text)
-    if path.suffix.lower() not in _ENDINGS:
+def _check_target(text: str) -> None:
+    """Before anything is opened: a file's ending is known, and none is that of a folder."""
+    if Path(text).suffix and "://" not in text and not _ends_well(text):
         raise UsageError(f"{text} ends in neither {' nor '.join(_ENDINGS)}")
-    return path
+
+
+def _ends_well(text: str) -> bool:
+    return Path(text).suffix.lower() in _ENDINGS
 
 
 def _summary(metadata: Mapping[str, Any]) -> str:

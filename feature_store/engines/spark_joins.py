@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,13 @@ _FILLED = {
 """What stands for a key that is null, in a slice of its own; 0 for other kinds."""
 
 
+_CHANGED = failing(
+    "InvalidInputError",
+    "'the entity rows changed while they were read'",
+    "Write them to a file first, or persist the DataFrame",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Spread:
     """When a key is hot: with more than `rows` rows, by a sample of one row in `one_in`; it gets `slices` at most."""
@@ -88,12 +95,7 @@ class Spine:
         """A column of times, checked against the bounds: rows that are not the same when they are read again would
         ask for events that were not read."""
         bounds = self.bounds or (0, 0)
-        said = failing(
-            "InvalidInputError",
-            "'the entity rows changed while they were read'",
-            "Write them to a file first, or persist the DataFrame",
-        )
-        return f"CASE WHEN {AT} BETWEEN {bounds[0]}L AND {bounds[1]}L THEN {column} ELSE CAST({said} AS BIGINT) END"
+        return f"CASE WHEN {AT} BETWEEN {bounds[0]}L AND {bounds[1]}L THEN {column} ELSE CAST({_CHANGED} AS BIGINT) END"
 
 
 class Joins:
@@ -146,15 +148,19 @@ class Joins:
         return sorted(int(row[0]) for row in valid)
 
     def look_up_snapshots(
-        self, spine: Spine, keys: Sequence[str], query: ScheduledQuery, snapshots: Any, names: Collection[str],
-        into: str,
+        self, spine: Spine, keys: Sequence[str], query: ScheduledQuery, boundaries: Sequence[int], snapshots: Any,
+        names: Collection[str], into: str,
     ) -> Spine:  # fmt: skip
-        """The spine with a column `into`, as for `look_up`. `snapshots`: keys, values, and `VALID`, the boundary from
-        which a row is valid; one row at most a key and boundary."""
+        """The spine with a column `into`, as for `look_up`. `snapshots`, valid from `boundaries`, are keys, values and
+        `VALID`, the boundary from which a row is valid; one row at most a key and boundary."""
+        from pyspark.sql.functions import col, expr, when
+
         fields = ", ".join([f"{VALID} AS {EVENT_TIME}", *map(quoted, names)])
         given = [f"{quoted(key.name)} AS __k{n}" for n, key in enumerate(query.keys)]
         found = snapshots.selectExpr(*given, VALID, f"struct({fields}) AS {quoted(into)}")
         asking = spine.frame.withColumn(VALID, _valid(spine.frame, query))
+        changed = expr(f"CAST({_CHANGED} AS BIGINT)")
+        asking = asking.withColumn(VALID, when(col(VALID).isin(list(boundaries)), col(VALID)).otherwise(changed))
         on = [asking[quoted(key)] == found[f"__k{n}"] for n, key in enumerate(keys)]
         joined = asking.join(found, [*on, asking[VALID] == found[VALID]], "left")
         return spine.then(joined.select(*(asking[quoted(name)] for name in spine.frame.columns), found[quoted(into)]))
@@ -375,14 +381,17 @@ def _hot(frames: Sequence[Any], keys: int, spread: Spread, apart: int = 1) -> An
     from pyspark.sql.functions import broadcast, expr
 
     names = [f"__k{n}" for n in range(keys)]
-    sampled = [each.where(f"{_SLICE} >= 0").select(*names, _WHEN).sample(1 / spread.one_in, seed=1) for each in frames]
-    rows = sampled[0]
-    for each in sampled[1:]:
-        rows = rows.unionAll(each)
-    counted = rows.groupBy(*names).agg(expr("count(1) AS many")).where(f"many * {spread.one_in} > {spread.rows}")
+
+    def sampled(*columns: str) -> Any:
+        parts = [each.where(f"{_SLICE} >= 0").select(*columns).sample(1 / spread.one_in, seed=1) for each in frames]
+        return reduce(lambda one, other: one.unionAll(other), parts)
+
+    counted = sampled(*names).groupBy(*names).agg(expr("count(1) AS many"))
+    counted = counted.where(f"many * {spread.one_in} > {spread.rows}")
     many = counted.orderBy(counted["many"].desc()).limit(_MOST_HOT_KEYS).collect()
     if not many:
         return None
+    rows = sampled(*names, _WHEN)
     session, schema = frames[0].sparkSession, rows.select(*names).schema
     busy = session.createDataFrame([tuple(row[name] for name in names) for row in many], schema)
     shares = ", ".join(str(n / spread.slices) for n in range(1, spread.slices))

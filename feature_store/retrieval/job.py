@@ -25,7 +25,10 @@ class Selection:
 
 
 class HistoricalJob(ABC):
-    """A historical retrieval, computed when its answer is first asked for."""
+    """A historical retrieval, computed when its answer is first asked for. `writes_folders`: `to_file` may be given a
+    folder."""
+
+    writes_folders = False
 
     @abstractmethod
     def to_arrow(self) -> pa.Table:
@@ -48,8 +51,8 @@ class HistoricalJob(ABC):
         return require("polars", "to_polars()").from_arrow(self.to_arrow())
 
     def to_file(self, path: str | Path) -> None:
-        """Write Parquet or CSV, by the file's ending; a Parquet file carries the metadata. The Spark engine writes a
-        directory of Parquet files, from its workers, where the path does not end so."""
+        """Write Parquet or CSV, by the file's ending; a Parquet file carries the metadata. Spark's executors write a
+        folder of Parquet files, the rows in any order, where the path does not end so."""
         metadata = {b"feature_store": json.dumps(self.metadata).encode()}
         write_file(self.to_arrow().replace_schema_metadata(metadata), Path(path))
 

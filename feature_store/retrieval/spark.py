@@ -50,6 +50,8 @@ _MEMORY = "256MB"  # for expressions, in each executor's Python process
 class SparkJob(HistoricalJob):
     """Computed by Spark's executors."""
 
+    writes_folders = True
+
     def __init__(
         self,
         catalog: Catalog,
@@ -81,7 +83,7 @@ class SparkJob(HistoricalJob):
         if not is_uri(str(path)) and Path(path).exists():
             raise InvalidInputError(f"there is already something at {path}", hint="Name a folder that does not exist")
         with mapped(f"the answer for {path}"):
-            self._frame.orderBy(*ORDER).drop(*ORDER).write.parquet(located(str(path)))
+            self.to_spark_df().write.parquet(located(str(path)))
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
@@ -131,8 +133,11 @@ class SparkJob(HistoricalJob):
             relation, names, keys = bound.relation, lookup.features.names, self._keys_of(lookup)
             with mapped(bound.name):
                 if isinstance(relation, ScheduledQuery):
-                    rows = self._rows_of(lookup, bound, self._joins.boundaries(spine, relation))
-                    spine = self._joins.look_up_snapshots(spine, keys, relation, rows, names, _column(number))
+                    boundaries = self._joins.boundaries(spine, relation)
+                    rows = self._rows_of(lookup, bound, boundaries)
+                    spine = self._joins.look_up_snapshots(
+                        spine, keys, relation, boundaries, rows, names, _column(number)
+                    )
                 else:
                     known = self._query.as_known
                     spine = self._joins.look_up(spine, keys, relation, names, known, _column(number))
