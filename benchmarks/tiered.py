@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,13 @@ def compare(root: str, port: int, rounds: int, seconds: float) -> dict[str, Any]
         if call == "tiered":
             store.refill()
         for count, features in SHAPES:
-            asked = [[(n * 7919 + row * 104_729) % USERS for row in range(count)] for n in range(500)]
-            calls[f"{call} {count}x{features}"] = lambda n, s=store, a=asked, r=data.spread(features): (
-                s.get_online_features(r, {"user_id": a[n % 500]}).to_dict()
-            )
+            calls[f"{call} {count}x{features}"] = _call(store, count, data.spread(features))
     return repeated({name: calls[name] for name in sorted(calls, key=lambda name: name.split()[1])}, rounds, seconds)
+
+
+def _call(store: FeatureStore, count: int, references: list[str]) -> Callable[[int], Any]:
+    asked = [[(n * 7919 + row * 104_729) % USERS for row in range(count)] for n in range(500)]
+    return lambda n: store.get_online_features(references, {"user_id": asked[n % 500]}).to_dict()
 
 
 if __name__ == "__main__":

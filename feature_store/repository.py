@@ -22,8 +22,6 @@ from feature_store.settings import FILE_NAME, Settings, load_settings
 IGNORE_FILE = ".featureignore"
 _ENDINGS = (".yaml", ".yml", ".py")
 _ENGINES = ("local", "spark", "flink")
-_TIERED = "tiered:"
-"""Before two URIs, each of which may name an alias."""
 
 
 class Repository:
@@ -54,9 +52,9 @@ class Repository:
     def resolve_alias(self, uri: str) -> str | None:
         """What a storage URI of a definition means: an alias's URI, itself if it is an address, None for an alias
         that the settings lack (the repo's own stores serve then)."""
-        if uri.startswith(_TIERED):
-            tiers = [self.resolve_alias(tier) for tier in uri.removeprefix(_TIERED).split("|")]
-            return None if None in tiers else _TIERED + "|".join(filter(None, tiers))
+        if tiers := _tiers(uri):
+            uris = [self.resolve_alias(tier) for tier in tiers]
+            return None if None in uris else "tiered:" + "|".join(filter(None, uris))
         alias = _alias(uri)
         return uri if alias is None else self.settings.aliases.get(alias)
 
@@ -147,8 +145,8 @@ def _unknown_alias(
     """What is wrong with a storage URI: a warning where the repo's own stores serve anyway, raised otherwise."""
     if uri is None:
         return
-    if uri.startswith(_TIERED):
-        for tier in uri.removeprefix(_TIERED).split("|"):
+    if tiers := _tiers(uri):
+        for tier in tiers:
             yield from _unknown_alias(view, tier, settings, location)
         return
     alias = _alias(uri)
@@ -161,6 +159,11 @@ def _unknown_alias(
     if not embedded:
         raise wrong
     yield wrong
+
+
+def _tiers(uri: str) -> list[str]:
+    """The URIs of `tiered:URI|URI`, each of which may name an alias; none of any other."""
+    return uri.removeprefix("tiered:").split("|") if uri.startswith("tiered:") and "|" in uri else []
 
 
 def _alias(uri: str) -> str | None:
