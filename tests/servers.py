@@ -216,7 +216,7 @@ class HBaseServer:
             "admin": self._gateway(self.admin_port),
         }
         for name, settings in self._confs.items():
-            _write_conf(self._folder / name, settings)
+            _write_conf(self._folder / name, settings, "hbase-site.xml")
         self._processes = {
             name: JavaProcess(main, folder, self._folder / name, self._folder / f"{name}.log", heap, "start")
             for name, main, heap in (
@@ -351,7 +351,7 @@ class HdfsServer:
         self._folder = Path(tempfile.mkdtemp(prefix="fs-hdfs-"))
         self.port, self._pages = free_port(), free_port()
         self._jars, self._conf = jars("hdfs"), self._folder / "conf"
-        _write_conf(self._conf, self._settings(), "hdfs-site.xml")
+        _write_conf(self._conf, self._settings(), "core-site.xml", "hdfs-site.xml")
         for page in ("hdfs", "datanode"):  # the web pages that its servers insist to have
             (self._conf / "webapps" / page).mkdir(parents=True)
         self._processes = {name: self._process(name) for name in ("namenode.NameNode", "datanode.DataNode")}
@@ -376,8 +376,7 @@ class HdfsServer:
         return self
 
     def put(self, path: Path, uri: str) -> None:
-        """Copy a file or a folder by Hadoop's own client."""
-        self._run("fs.FsShell", "-mkdir", "-p", uri.rpartition("/")[0])
+        """Copy a file, or a folder to where nothing is yet, by Hadoop's own client."""
         self._run("fs.FsShell", "-put", "-f", str(path), uri)
 
     def stop(self) -> None:
@@ -500,10 +499,11 @@ def free_port() -> int:
         return port
 
 
-def _write_conf(folder: Path, settings: dict[str, object], name: str = "hbase-site.xml") -> None:
+def _write_conf(folder: Path, settings: dict[str, object], *names: str) -> None:
     folder.mkdir()
     lines = [f"<property><name>{name}</name><value>{value}</value></property>" for name, value in settings.items()]
-    (folder / name).write_text("\n".join(["<configuration>", *lines, "</configuration>"]))
+    for name in names:
+        (folder / name).write_text("\n".join(["<configuration>", *lines, "</configuration>"]))
     (folder / "log4j.properties").write_text(
         "log4j.rootLogger=INFO,out\n"
         "log4j.appender.out=org.apache.log4j.ConsoleAppender\n"

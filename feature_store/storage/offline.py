@@ -25,7 +25,7 @@ from feature_store.errors import (
     SettingsError,
     StoreUnavailableError,
 )
-from feature_store.storage.remote import is_uri, remove, storage_options, unavailable
+from feature_store.storage.remote import file_info, is_uri, remove, storage_options, unavailable
 from feature_store.types import Schema
 
 _COMMIT_RETRIES = 50
@@ -138,6 +138,8 @@ def is_delta(path: str) -> bool:
     if not is_uri(path):
         return os.path.isdir(os.path.join(path, _LOG_FOLDER)) and DeltaTable.is_deltatable(path)
     with _mapped(path):
+        if path.startswith("hdfs:") and file_info(path).type == fs.FileType.File:
+            return False  # HDFS refuses to look below a file
         return DeltaTable.is_deltatable(path, storage_options(path))
 
 
