@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from feature_store.types import TIMESTAMP, Column, Schema, Type
 _SUFFIXES = (".parquet", ".csv")
 
 
-def read_table(data: Any) -> pa.Table:
+def read_table(data: Any, texts: Collection[str] = ()) -> pa.Table:
     """An Arrow table from a pandas or polars DataFrame, an Arrow table or reader, a list of dicts, a mapping of
-    columns, or the path of a Parquet or CSV file.
+    columns, or the path of a Parquet or CSV file. `texts`: the columns of a CSV file that are text, whatever it looks
+    like: a key such as 00501 is no number.
 
     Raises:
         InvalidInputError: it is none of these, or its columns are of unequal length.
@@ -26,7 +27,7 @@ def read_table(data: Any) -> pa.Table:
     if isinstance(data, pa.Table):
         return data
     if isinstance(data, (str, Path)):
-        return read_file(Path(data))
+        return read_file(Path(data), texts)
     if isinstance(data, pa.RecordBatchReader):
         return data.read_all()
     if isinstance(data, Mapping):
@@ -69,8 +70,8 @@ def _without_nat(values: Any) -> Any:
     return values
 
 
-def read_file(path: Path) -> pa.Table:
-    """A Parquet or CSV file, by its ending, or a directory of Parquet files."""
+def read_file(path: Path, texts: Collection[str] = ()) -> pa.Table:
+    """A Parquet or CSV file, by its ending, or a directory of Parquet files; `texts` as for `read_table`."""
     import pyarrow.csv
     import pyarrow.parquet
 
@@ -78,7 +79,7 @@ def read_file(path: Path) -> pa.Table:
         raise SourceError(f"there is no file {path}")
     try:
         if path.suffix == ".csv":
-            return _read_csv(path)
+            return _read_csv(path, texts)
         if path.is_dir() or path.suffix == ".parquet":
             return pyarrow.parquet.read_table(path)
     except (pa.ArrowException, OSError) as error:
@@ -86,26 +87,26 @@ def read_file(path: Path) -> pa.Table:
     raise InvalidInputError(f"{path} is neither Parquet nor CSV", hint=f"It should end in {' or '.join(_SUFFIXES)}")
 
 
-def _read_csv(path: Path) -> pa.Table:
+def _read_csv(path: Path, texts: Collection[str]) -> pa.Table:
     """In a column of text an empty cell is null, "" in quotes is the empty text, and NA or null is a text."""
     from pyarrow.csv import ConvertOptions, read_csv
 
-    table = read_csv(path)
-    texts = {field.name: field.type for field in table.schema if pa.types.is_string(field.type)}
-    if not any(pc.any(pc.equal(table[name], "")).as_py() for name in texts):
+    table = read_csv(path, convert_options=ConvertOptions(column_types={name: pa.string() for name in texts}))
+    types = {field.name: field.type for field in table.schema if pa.types.is_string(field.type)}
+    if not any(pc.any(pc.equal(table[name], "")).as_py() for name in types):
         return table
     # What reads types takes NA for a null too, so text is read by itself.
     again = read_csv(
         path,
         convert_options=ConvertOptions(
-            include_columns=list(texts),
-            column_types=texts,
+            include_columns=list(types),
+            column_types=types,
             null_values=[""],
             strings_can_be_null=True,
             quoted_strings_can_be_null=False,
         ),
     )
-    for name in texts:
+    for name in types:
         table = table.set_column(table.column_names.index(name), name, again[name])
     return table
 

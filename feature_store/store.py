@@ -91,6 +91,9 @@ class FeatureStore(Directory):
         self._aliased: dict[str, str] = {}
         self._placed: dict[str, str] = {}
 
+    def __repr__(self) -> str:
+        return f"<FeatureStore in {self.root}>"
+
     # What the store stands on
 
     @property

@@ -24,6 +24,13 @@ def test_an_empty_cell_is_null_and_quotes_are_an_empty_text(tmp_path: Path) -> N
     }
 
 
+def test_columns_said_to_be_text_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("zip,code,n\n00501,,1\n12,0x1F,2\n")
+    found = read_file(path, texts={"zip", "code", "not there"}).to_pydict()
+    assert found == {"zip": ["00501", "12"], "code": [None, "0x1F"], "n": [1, 2]}
+
+
 def test_csv_there_and_back(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     table = pa.table({

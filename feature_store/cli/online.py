@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,7 +16,7 @@ from feature_store.cli.command import (
     json_option,
     typed,
 )
-from feature_store.errors import UsageError
+from feature_store.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from feature_store.cli.output import Output
@@ -49,6 +49,7 @@ def get_online_features(
     texts, request_texts = entity_rows(entities), request_columns(requests)
     store = invocation.store
     keys, request = key_types(store.catalog), request_types(store.catalog)
+    check_names(request_texts, request)
     rows = [
         {name: typed(text, keys.get(name) or request.get(name), name) for name, text in row.items()} for row in texts
     ]
@@ -102,6 +103,14 @@ def broadcast(name: str, values: list[Any], rows: int) -> list[Any]:
     if len(values) not in (1, rows):
         raise UsageError(f"--request {name} has {len(values)} values for {rows} rows", hint="Give one, or one a row")
     return values * rows if len(values) == 1 else values
+
+
+def check_names(given: Iterable[str], known: Collection[str]) -> None:
+    """`UsageError` for a request value that no on-demand view takes."""
+    for name in given:
+        if name not in known:
+            hint = nearest(name, known) or f"The on-demand views take {', '.join(known) or 'none'}"
+            raise UsageError(f'--request {name}: no on-demand view has a request value "{name}"', hint=hint)
 
 
 def key_types(catalog: Catalog) -> dict[str, Type]:

@@ -28,7 +28,7 @@ Cells = tuple[Sequence[Any], Statuses, Times]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class OnlineResponse:
     """The values, statuses and event times of each entity column (as given), then of each feature, in order.
 
@@ -39,6 +39,9 @@ class OnlineResponse:
     types: tuple[Type | None, ...]
     cells: Sequence[Cells]
     rows: int
+
+    def __repr__(self) -> str:
+        return f"<OnlineResponse: {self.rows:,} row{'s' * (self.rows != 1)} of {', '.join(self.names)}>"
 
     def statuses(self, name: str) -> list[Status]:
         """The status of each row of a column."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from feature_store.cli.command import chosen_features, typed
-from feature_store.cli.online import broadcast, entity_rows, request_columns
+from feature_store.cli.online import broadcast, check_names, entity_rows, request_columns
 from feature_store.errors import UsageError
 from feature_store.types import Type
 
@@ -38,6 +38,16 @@ def test_request_values_are_one_or_one_a_row() -> None:
     assert broadcast("t", [1], 3) == [1, 1, 1]
     with pytest.raises(UsageError, match="--request bid has 2 values for 3 rows"):
         broadcast("bid", [1, 2], 3)
+
+
+def test_a_request_value_that_no_view_takes_is_refused() -> None:
+    check_names(["bid"], ["bid", "hour"])
+    with pytest.raises(UsageError, match='request value "bidd"') as raised:
+        check_names(["bid", "bidd"], ["bid", "hour"])
+    assert raised.value.hint == 'Did you mean "bid"?'
+    with pytest.raises(UsageError) as raised:
+        check_names(["x"], [])
+    assert raised.value.hint == "The on-demand views take none"
 
 
 @pytest.mark.parametrize(

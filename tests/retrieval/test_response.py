@@ -24,3 +24,8 @@ from feature_store.values import EARLIEST, LATEST
 def test_times_out_of_pythons_years_stay_numbers(type_: Type, raw: list[object], shown: list[object]) -> None:
     response = OnlineResponse(("x",), (type_,), [(raw, Status.PRESENT, None)], len(raw))
     assert response.to_dict() == {"x": shown}
+
+
+def test_an_answer_says_in_short_what_it_holds() -> None:
+    response = OnlineResponse(("user_id", "age"), (None, None), [([1, 2], Status.PRESENT, None)] * 2, 2)
+    assert repr(response) == "<OnlineResponse: 2 rows of user_id, age>"
