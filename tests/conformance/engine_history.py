@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from feature_store.engines.engine import Engine
@@ -37,13 +38,14 @@ from tests.conformance.histories import (
     window,
     write,
 )
-from tests.scalars import from_arrow
+from tests.scalars import from_arrow, to_arrow
 
 WINDOWS = every_window()
 
 
 def raw(table: pa.Table, types: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows of raw row values."""
+    table.validate(full=True)
     columns = {
         name: from_arrow(table[name], types[name]) if name in types else table[name].to_pylist()
         for name in table.column_names
@@ -220,8 +222,6 @@ class HistoryConformance:
         pairs = [("1", "23", 1), ("12", "3", 1), ("1", "2", 31), ("", "123", 1), ("1\0", "23", 1)]
         made = [event(9, 5 + number, s=one, n=three) for number, (one, _, three) in enumerate(pairs)]
         path = write(tmp_path / "rows", made) / "0.parquet"
-        import pyarrow.parquet as pq
-
         pq.write_table(pq.read_table(path).append_column("raw_key", pa.array([two for _, two, _ in pairs])), path)
         schema = Schema((*source(None).schema, *Schema.of(raw_key=STRING)))
         asked_for = [*pairs, pairs[0], (None, "23", 1), ("1", "23", 2)]
@@ -248,8 +248,6 @@ class HistoryConformance:
         keys = VALUES.select([name])
         made = [event(1, at, **{name: value}) for at, value in enumerate(values[name])]
         facts = source(write(tmp_path / "rows", made))
-        from tests.scalars import to_arrow
-
         given = pa.table(
             {name: to_arrow([*values[name], None], keys.columns[0].type), EVENT_TIME: [9] * (len(made) + 1)}
         )
