@@ -226,9 +226,6 @@ def _check_entities(declared: Declared, view: FeatureView) -> None:
 
 
 def _check_schedule(declared: Declared, view: FeatureView) -> None:
-    if view.sql and view.schedule != "daily":
-        message = f'schedule "{view.schedule}" with sql: the query runs once for each ${{date}}'
-        raise declared.error(view, message, "schedule", hint="Write schedule: daily")
     if view.schedule:
         try:
             boundary(Schedule(view.schedule), 0)

@@ -50,6 +50,15 @@ def boundaries(schedule: Schedule, after: int, until: int) -> list[int]:
     return sorted(b for b in found if after < b <= until)
 
 
+def next_boundary(schedule: Schedule, after: int) -> int | None:
+    """The first boundary after an instant; None where none comes within eight years (29 February can be that far)."""
+    for days in (2, 40, 400, 8 * 366):
+        found = boundaries(schedule, after, after + days * DAY)
+        if found:
+            return found[0]
+    return None
+
+
 def boundary_array(schedule: Schedule, at: NDArray[np.int64]) -> NDArray[np.int64]:
     """`boundary` of each instant; the schedule is read once per UTC day among them."""
     if not len(at):

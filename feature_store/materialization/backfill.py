@@ -26,7 +26,7 @@ from feature_store.registry.leases import Heartbeat, this_holder
 from feature_store.registry.records import Chunk, Filling, Progress
 from feature_store.registry.registry import Registry
 
-LEASE_S = 60.0
+LEASE_S = 20.0
 """After so many seconds without a sign of life a backfill counts as dead."""
 
 Notice = Callable[[str], object]

@@ -89,7 +89,10 @@ class Materializer:
         """Materialize what is new since the last run, late rows included; the number of rows written."""
         inputs = fingerprints(bound, engine)
         epoch = self.epoch(bound)
-        steps = steps_until(bound, end, self.past(bound, epoch), inputs)
+        past = self.past(bound, epoch)
+        if past.through is not None and not past.lost:
+            end = max(end, past.through)  # what is late of the time in between is read now or, being known then, never
+        steps = steps_until(bound, end, past, inputs)
         return self._run(bound, engine, steps, inputs | epoch, lambda p: _finish(p, end, inputs | epoch))
 
     def past(self, bound: BoundView, epoch: dict[str, str]) -> Past:

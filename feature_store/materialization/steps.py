@@ -122,13 +122,19 @@ def _snapshots(relation: LatestRow | Windows | ScheduledQuery, start: int, end: 
     newest = newest_boundary(relation, end)
     if isinstance(relation, Windows):
         return (SnapshotStep(newest, publish=True),)
-    if (end - start) // DAY > MOST_SNAPSHOTS:
-        raise InvalidInputError(
-            f"from {to_iso(start)} to {to_iso(end)} there are {(end - start) // DAY:,} snapshots to compute",
-            hint=f"Materialize at most {MOST_SNAPSHOTS:,} at once",
-        )
+    if relation.schedule.every == "daily" and (end - start) // DAY > MOST_SNAPSHOTS:
+        raise _too_many(start, end, (end - start) // DAY)
     valid = [at + relation.delay for at in boundaries(relation.schedule, start - relation.delay, end - relation.delay)]
+    if len(valid) > MOST_SNAPSHOTS:
+        raise _too_many(start, end, len(valid))
     return tuple(SnapshotStep(at, publish=at == newest) for at in dict.fromkeys([*valid, newest]))
+
+
+def _too_many(start: int, end: int, count: int) -> InvalidInputError:
+    return InvalidInputError(
+        f"from {to_iso(start)} to {to_iso(end)} there are {count:,} snapshots to compute",
+        hint=f"Materialize at most {MOST_SNAPSHOTS:,} at once",
+    )
 
 
 def _new_snapshots(bound: BoundView, end: int, past: Past, changed: bool) -> tuple[Step, ...]:

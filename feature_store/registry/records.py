@@ -177,13 +177,14 @@ class Lease:
 class Runs:
     """What became of the scheduled runs of a view; instants in microseconds.
 
-    The newest boundary that a run brought it up to (`through`); of the newest run when it began and ended, and by whom
-    it was done; how many `attempts` the boundary after `through` took so far, the last one's `error`, and when the next
-    one is due.
+    The newest boundary that a run brought it up to (`through`), and the one that runs are `trying` to bring it to; of
+    the newest run when it began and ended, and by whom it was done; how many `attempts` were made at that boundary, the
+    last one's `error`, and when the next one is due (None: there is none).
     """
 
     view: str
     through: int | None = None
+    trying: int | None = None
     began: int | None = None
     ended: int | None = None
     holder: str | None = None

@@ -52,12 +52,6 @@ MISTAKES = {
         "}",
         'feature view "v": "event_timestamp" is the time of entity rows and names nothing else (f.yaml:9)',
     ),
-    "an hourly query": (
-        "feature_view:\n  name: v\n  entities: [user]\n  sql: select 1\n  features: [{name: x, type: INT}]\n"
-        "  schedule: hourly",
-        'feature view "v": schedule "hourly" with sql: the query runs once for each ${date}. Write schedule: daily '
-        "(f.yaml:9)",
-    ),
     "a cron line that is none": (
         "feature_view:\n  name: v\n  entities: [user]\n  source: s\n"
         "  aggregations: [{name: x, function: count, window: 1d}]\n  schedule: 99 * * * *",

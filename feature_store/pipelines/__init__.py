@@ -1,0 +1,1 @@
+"""Work that is done by the clock: the schedules of views."""
