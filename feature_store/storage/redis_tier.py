@@ -23,7 +23,7 @@ from feature_store.types import Schema
 _ROWS_A_PART = 65_536
 _NOTHING = bytes(17)
 """The copy of no row; a ticket is this and then its text."""
-_HELD_FOR = 30_000
+_HELD_FOR = 5_000
 _NOTHING_FOR = 60_000
 """Milliseconds: what is asked for and not there must not fill the memory."""
 

@@ -29,10 +29,12 @@ def own_redis() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def tiered(tmp_path: Path, own_redis: RedisServer) -> Iterator[Served]:
-    """A service whose materialized rows rest in SQLite, behind a Redis that is still empty."""
-    uri = f"tiered:{own_redis.url}|sqlite:///data/online.db?lease=100ms&budget=5s"
-    store = make_repo(tmp_path / "repo", f'"{uri}"')
+def tiered(request: pytest.FixtureRequest, tmp_path: Path, own_redis: RedisServer) -> Iterator[Served]:
+    """A service whose materialized rows rest in SQLite, or what the parameter says, behind a Redis that is empty."""
+    slow = "sqlite:///data/online.db?"
+    if getattr(request, "param", "sqlite") == "hbase":
+        slow = request.getfixturevalue("hbase_url") + "&"
+    store = make_repo(tmp_path / "repo", f'"tiered:{own_redis.url}|{slow}lease=100ms&budget=20s"')
     materialize(store)
     yield from serve(store)
 
@@ -124,6 +126,8 @@ def test_a_write_is_seen_at_once(tiered: Served) -> None:
 
 
 @pytest.mark.parametrize("harm", ["killed", "flushed"])
+@pytest.mark.parametrize("tiered", ["sqlite", "hbase"], indirect=True)
+@pytest.mark.timeout(300)
 def test_redis_lost_under_load(tiered: Served, own_redis: RedisServer, harm: str) -> None:
     wait_for(lambda: is_fast(tiered))
     with Under(tiered) as load:
