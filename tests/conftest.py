@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 
 from feature_store.engines.spark import SparkEngine
-from tests.servers import HBaseServer, HdfsServer, PostgresServer, RedisServer, S3Server
+from tests.servers import HBaseServer, HdfsServer, PostgresServer, RedisServer, S3Server, SparkCluster
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +49,8 @@ def spark_engine() -> Iterator[SparkEngine]:
         "spark.sql.session.timeZone": "America/St_Johns",
         "spark.sql.ansi.enabled": "false",
         "spark.sql.caseSensitive": "false",
-        "spark.driver.extraJavaOptions": "-Duser.timezone=Asia/Kathmandu -Duser.language=tr -Duser.country=TR",
+        "spark.driver.extraJavaOptions": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1 "
+        "-Duser.timezone=Asia/Kathmandu -Duser.language=tr -Duser.country=TR",
     }
     engine = SparkEngine("local[2]", conf)
     yield engine
@@ -102,3 +103,11 @@ def hdfs_server(request: pytest.FixtureRequest) -> Iterator[HdfsServer]:
 def hdfs_url(hdfs_server: HdfsServer) -> str:
     """The URI of an HDFS folder that is not there yet."""
     return f"{hdfs_server.url}/{uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="session")
+def spark_cluster() -> Iterator[SparkCluster]:
+    """A standalone Spark cluster for the whole session: a process of its own must drive it."""
+    cluster = SparkCluster().start()
+    yield cluster
+    cluster.close()

@@ -26,11 +26,13 @@ from feature_store.errors import DefinitionError, SourceError
 from feature_store.expressions.instants import DAY
 from feature_store.expressions.relations import Rows
 from feature_store.expressions.scalars import Ref, Scalar, to_sql
-from feature_store.storage.remote import is_uri, open_file
 from feature_store.storage.online import NO_CREATED
+from feature_store.storage.remote import is_uri, open_file
 from feature_store.types import BYTES, STRING, Schema, Type
 
 _FOOTERS_AT_ONCE = 16
+_LOCAL = re.compile("^file:/+")
+_FILE = "regexp_replace(_metadata.file_path, '^file:/+', 'file:/')"
 _GLOB = re.compile(r"([\\{}\[\]*?])")
 
 
@@ -219,7 +221,7 @@ class Reader:
         for name in self.session.table(table).inputFiles():
             path = context._jvm.org.apache.hadoop.fs.Path(context._jvm.java.net.URI(name))
             status = path.getFileSystem(conf).getFileStatus(path)
-            marks[name] = f"{status.getLen()}:{status.getModificationTime()}"
+            marks[_LOCAL.sub("file:/", name)] = f"{status.getLen()}:{status.getModificationTime()}"
         return marks
 
     # Formats
@@ -274,10 +276,12 @@ class Reader:
         return Part(rows, frame, fields, files.path, fields)
 
     def _table(self, rows: Rows, inputs: Collection[str] | None) -> Part:
+        from pyspark.sql.functions import expr
+
         assert rows.table is not None
         frame = self.session.table(rows.table)
-        if inputs is not None and "_metadata" not in frame.columns:
-            frame = frame.where(frame["_metadata.file_path"].isin(list(inputs)))
+        if inputs is not None:
+            frame = frame.where(expr(f"{_FILE} IN ({', '.join(map(_text, inputs)) or 'NULL'})"))
         arrow = arrow_of(frame)
         return Part(rows, frame, arrow, rows.table, arrow)
 
@@ -333,6 +337,11 @@ def spark_path(path: str) -> str:
     if not is_uri(path):
         return f"file://{path}"
     return path.replace("s3://", "s3a://", 1) if path.startswith("s3://") else path
+
+
+def _text(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def _among(found: Collection[Files], inputs: Collection[str] | None) -> list[Files]:
