@@ -203,24 +203,23 @@ class TieredOnlineStore:
             if known is None or not answers:
                 known = generations.to_read(table) if answers else CLOSED
             kept = copies.get(id(table))
-            if kept is not None and kept[1] is known and kept[0] is table and known.life == life:
-                asked.append((kept[2], keys))
-            elif known.state is State.OPEN and (known.life == life or not life):
+            if kept is None or kept[1] is not known or kept[0] is not table:
+                kept = self._remember(table, known)
+            if kept[2] is not table and (not life or known.life == life):
                 life = known.life
-                asked.append((self._copies_of(table, known), keys))
+                asked.append((kept[2], keys))
             else:
                 behind = True
                 asked.append((table, ()))
         return asked, life, behind
 
-    def _copies_of(self, table: Table, known: Generation) -> Table:
-        """Of an open generation one object a table: codecs are found by it."""
-        kept = self._copies.get(id(table))
-        if kept is None or kept[0] is not table or kept[1] is not known:
-            if len(self._copies) >= _MOST_TABLES:
-                self._copies.clear()
-            kept = self._copies[id(table)] = (table, known, copies_of(table, known))
-        return kept[2]
+    def _remember(self, table: Table, known: Generation) -> tuple[Table, Generation, Table]:
+        """The table of the copies, one object each as codecs are found by it; of a table without any, itself."""
+        if len(self._copies) >= _MOST_TABLES:
+            self._copies.clear()
+        copies = copies_of(table, known) if known.state is State.OPEN else table
+        kept = self._copies[id(table)] = (table, known, copies)
+        return kept
 
     def _completed(
         self, requests: Requests, asked: Requests, answers: Sequence[list[Any]], life: str
