@@ -23,6 +23,15 @@ from tests.golden.queries import DAY, FEATURE, OVERFLOW, ROWS, SCHEMAS, TABLES, 
 from tests.scalars import from_arrow, same, to_arrow
 
 
+def write_tables(folder: Path) -> list[Rows]:
+    """The tables of the golden queries, as files."""
+    for name, rows in TABLES.items():
+        columns = zip(SCHEMAS[name], zip(*rows, strict=True), strict=True)
+        typed = {column.name: to_arrow([*values], column.type) for column, values in columns}
+        pq.write_table(pa.table(typed), folder / f"{name}.parquet")
+    return [Rows(name, SCHEMAS[name], str(folder / f"{name}.parquet")) for name in TABLES]
+
+
 def select(engine: Engine, sql: str, tables: list[Rows]) -> list[tuple[Any, ...]]:
     """The rows, raw row values, of the types that the query was bound with."""
     sql = sql.replace("${date}", DAY.isoformat())
@@ -44,11 +53,7 @@ class QueryConformance:
 
     @pytest.fixture
     def tables(self, tmp_path: Path) -> list[Rows]:
-        for name, rows in TABLES.items():
-            columns = zip(SCHEMAS[name], zip(*rows, strict=True), strict=True)
-            typed = {column.name: to_arrow([*values], column.type) for column, values in columns}
-            pq.write_table(pa.table(typed), tmp_path / f"{name}.parquet")
-        return [Rows(name, SCHEMAS[name], str(tmp_path / f"{name}.parquet")) for name in TABLES]
+        return write_tables(tmp_path)
 
     def test_values_of_queries(self, engine: Engine, tables: list[Rows]) -> None:
         items = ", ".join(f"{text} AS v{number}" for number, (text, _) in enumerate(VALUES))

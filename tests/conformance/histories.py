@@ -109,8 +109,10 @@ def events(rng: random.Random, keys: int, most: int = 14) -> list[Event]:
             made.append(Event(key, at, created, tuple(values)))
             if rng.random() < 0.15:
                 made.append(made[-1])
-            elif rng.random() < 0.2:  # a tie that later values decide
-                made.append(made[-1]._replace(values=tuple(values[:7] + [_DRAWN[n](rng) for n in VALUES.names[7:]])))
+            elif rng.random() < 0.3:  # a tie that some value decides
+                first = rng.randrange(len(VALUES))
+                changed = [_DRAWN[name](rng) for name in VALUES.names[first:]]
+                made.append(made[-1]._replace(values=(*values[:first], *changed)))
     rng.shuffle(made)
     return made
 
