@@ -22,6 +22,7 @@ _SCHEMES = {"s3": "s3", "s3a": "s3", "hdfs": "hdfs"}
 _MAGIC = re.compile(r"[*?[]")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _ANSWER = re.compile(r"<Code>(.*?)</Code>(?:.*?<Message>(.*?)</Message>)?", re.DOTALL)
+_NO_CREDENTIALS = ("loading credentials", "no providers in chain provided credentials", "http://169.254.169.254/")
 _CREDENTIALS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 _REFUSED = (
     "AccessDenied",
@@ -31,7 +32,7 @@ _REFUSED = (
     "InvalidToken",
     "403 Forbidden",
 )
-_RETRIES = {"max_retries": "4", "retry_timeout": "30s", "connect_timeout": "10s"}
+_RETRIES = {"max_retries": "4", "retry_timeout": "30s", "connect_timeout": "5s"}
 
 
 def is_uri(location: str) -> bool:
@@ -62,6 +63,8 @@ def storage_options(location: str) -> dict[str, str]:
         options |= {"aws_allow_http": "true"} if endpoint.startswith("http://") else {}
         if not (os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")):
             options["aws_region"] = "us-east-1"
+        if not os.environ.get("AWS_ACCESS_KEY_ID"):
+            options["aws_force_credential_load"] = "true"  # profiles and roles, which a store of one's own goes without
     return options
 
 
@@ -71,7 +74,7 @@ def reason(error: BaseException) -> str:
     if answer := _ANSWER.search(text):
         code, message = answer.groups()
         return f"{(message or code).rstrip('.')} ({code})"
-    if "loading credentials" in text or "no providers in chain provided credentials" in text:
+    if any(mark in text for mark in _NO_CREDENTIALS):
         return "there are no credentials for it"
     chain = [" ".join(part.split()) for part in text.split("↳") if part.strip()]
     return chain[-1] if len(chain) > 1 else " ".join(text.split()) or type(error).__name__
@@ -107,7 +110,7 @@ def list_files(uri: str) -> dict[str, str]:
 def remove(uri: str) -> None:
     """Remove all files below a URI; nothing happens if there are none."""
     root, path = _split(uri)
-    client = _client(root, path)
+    client = _client(root)
     for info in _below(root, path.strip("/")):
         client.delete_file(info.path)
 
@@ -115,17 +118,17 @@ def remove(uri: str) -> None:
 def open_file(uri: str) -> pa.NativeFile:
     """A file to read; `FileNotFoundError` if there is none."""
     root, path = _split(uri)
-    return _client(root, path).open_input_file(path)
+    return _client(root).open_input_file(path)
 
 
 def file_info(uri: str) -> fs.FileInfo:
     """The kind, size and time of what lies at a URI."""
     root, path = _split(uri)
-    return _client(root, path).get_file_info([path])[0]
+    return _client(root).get_file_info([path])[0]
 
 
 def _below(root: str, base: str) -> list[fs.FileInfo]:
-    client = _client(root, base)
+    client = _client(root)
     itself = client.get_file_info([base])[0] if base else None
     if itself is not None and itself.type == fs.FileType.File:
         return [itself]
@@ -151,11 +154,12 @@ def _split(uri: str) -> tuple[str, str]:
     return f"{scheme}://{authority}", path
 
 
-def _client(root: str, _path: str) -> DeltaStorageHandler:
-    return _opened(root, tuple(sorted(storage_options(root).items())), os.environ.get("AWS_ACCESS_KEY_ID", ""))
+def _client(root: str) -> DeltaStorageHandler:
+    """The client of a bucket or name node; another one once the environment says something else."""
+    said = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "HADOOP_"))}
+    return _opened(root, frozenset(storage_options(root).items()), frozenset(said.items()))
 
 
 @lru_cache(maxsize=16)
-def _opened(root: str, options: tuple[tuple[str, str], ...], _identity: str) -> DeltaStorageHandler:
-    """The client of a bucket or name node; another one where the environment says something else."""
+def _opened(root: str, options: frozenset[tuple[str, str]], _said: frozenset[tuple[str, str]]) -> DeltaStorageHandler:
     return DeltaStorageHandler(root, dict(options))
