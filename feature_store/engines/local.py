@@ -41,7 +41,7 @@ from feature_store.engines.facts import (
 from feature_store.engines.files import csv_misfit, find_files
 from feature_store.engines.scans import Scan, listed, quoted, schema_of
 from feature_store.engines.windows import Columns, Ints
-from feature_store.errors import FeatureStoreError, InvalidInputError, Location, SourceError
+from feature_store.errors import FeatureStoreError, InvalidInputError, Location, SourceError, StoreUnavailableError
 from feature_store.expressions.queries import bind_query, render
 from feature_store.expressions.relations import LatestRow, Rows, ScheduledQuery, Windows
 from feature_store.expressions.scalars import Scalar, to_sql
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 _SETTINGS = "SET SESSION TimeZone = 'UTC'; SET SESSION preserve_insertion_order = false"
 _SPARING = {"allocator_flush_threshold": "1MiB", "allocator_bulk_deallocation_flush_threshold": "1MiB"}
 
+_UNREACHABLE = re.compile(r"^[\w.]*StoreUnavailableError: (.+)$", re.MULTILINE)
 _CSV_LINE = re.compile(r"CSV Error on Line: (\d+)")
 _CSV_SNIFFED = re.compile(r'Error when sniffing file "(.+?)"')
 _CSV_FILE = re.compile(r"^\s*file = (.+)$", re.MULTILINE)
@@ -359,6 +360,8 @@ def mapped(name: str, error: type[FeatureStoreError] = SourceError) -> Iterator[
         yield
     except duckdb.Error as raised:
         message = str(raised)
+        if unreachable := _UNREACHABLE.search(message):
+            raise StoreUnavailableError(f"{name}: {unreachable[1]}") from raised
         line, file = _CSV_LINE.search(message), _CSV_FILE.search(message)
         what = [part.strip() for part in message.splitlines() if part.strip()]
         if line and file:

@@ -87,6 +87,8 @@ def unavailable(uri: str, error: BaseException) -> StoreUnavailableError:
         hint = f"Set {_CREDENTIALS}"
     elif any(word in f"{why} {error}" for word in _REFUSED):
         hint = f"Check {_CREDENTIALS}, and what they may do there"
+    elif isinstance(error, FileNotFoundError):
+        why, hint = "it is gone", "Run it again: other files may be there now"
     elif "NoSuchBucket" in why:
         hint = "Make the bucket, or correct the URI"
     else:

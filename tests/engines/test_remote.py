@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import write_deltalake
 
-from feature_store.engines.local import LocalEngine
+from feature_store.engines.local import LocalEngine, mapped
 from feature_store.engines.scans import Scan
-from feature_store.errors import SourceError
+from feature_store.errors import SourceError, StoreUnavailableError
 from feature_store.expressions.relations import Rows
+from feature_store.storage.remote import remove
 from feature_store.types import Schema
 from tests.remotes import Remote, remote
 
@@ -172,3 +173,15 @@ def test_what_is_not_there_is_said(remote: Remote, engine: LocalEngine, tmp_path
         engine.schema(rows_at(f"{uri}/notes.txt"))
     with pytest.raises(SourceError, match=r"3 values in a line, where the header has 2"):
         engine.schema(rows_at(f"{uri}/odd"))
+
+
+def test_a_file_that_goes_amid_a_run(remote: Remote, tmp_path: Path) -> None:
+    """DuckDB reports what happens to a file that it opens as a traceback; of that one line is left."""
+    parquet(tmp_path)
+    uri = remote.put(tmp_path / "one.parquet", "one.parquet")
+    with duckdb.connect() as connection:
+        part = Scan(connection, rows_at(uri)).parts[0]
+        relation = f"SELECT * FROM {part.relation}"
+        remove(uri)
+        with pytest.raises(StoreUnavailableError, match=rf"^s: {uri} .*: it is gone\. Run it again"), mapped("s"):
+            connection.sql(relation).to_arrow_table()
