@@ -29,7 +29,7 @@ from feature_store.engines.facts import EVENTS_AT_ONCE, conform, reach, snapshot
 from feature_store.engines.files import find_files
 from feature_store.engines.scans import KNOWN, TIME
 from feature_store.engines.spark_joins import Spread, as_of
-from feature_store.engines.spark_rows import Reader, arrow_of, ddl, packed, quoted, schema_of_files, spark_path
+from feature_store.engines.spark_rows import Reader, arrow_of, ddl, packed, quoted, schema_of_files, spark_path, text
 from feature_store.engines.spark_session import Batches, acquire, carried, failing, mapped, release
 from feature_store.engines.spark_snapshots import among, heavy_keys, merged_tiles
 from feature_store.engines.windows import Columns
@@ -94,7 +94,7 @@ class SparkRows:
     def save(self, store: OfflineStore, table: str, where: Mapping[str, str]) -> SparkRows:
         path = spark_path(store.path(table))
         with self._mapped():
-            frame = self.frame().selectExpr("*", *(f"{_text(v)} AS {quoted(n)}" for n, v in where.items()))
+            frame = self.frame().selectExpr("*", *(f"{text(v)} AS {quoted(n)}" for n, v in where.items()))
             _replace(frame, path, where)
 
         def kept() -> Made:
@@ -407,12 +407,7 @@ def _replace(frame: Any, path: str, where: Mapping[str, str]) -> None:
 
 
 def _condition(where: Mapping[str, str]) -> str:
-    return " AND ".join(f"{quoted(name)} = {_text(value)}" for name, value in where.items())
-
-
-def _text(value: str) -> str:
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    return " AND ".join(f"{quoted(name)} = {text(value)}" for name, value in where.items())
 
 
 def _packed(batches: Batches) -> Batches:

@@ -41,6 +41,12 @@ def quoted(name: str) -> str:
     return "`" + name.replace("`", "``") + "`"
 
 
+def text(value: str) -> str:
+    """A string literal."""
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
 def ddl(schema: pa.Schema) -> str:
     """Arrow columns as Spark spells them."""
     return ", ".join(f"{quoted(field.name)} {Type.from_arrow(field.type).spark}" for field in schema)
@@ -103,18 +109,18 @@ def _is_nanoseconds(arrow: pa.DataType) -> bool:
     return bool(pa.types.is_timestamp(arrow)) and arrow.unit == "ns"
 
 
-def _whole_micros(text: str) -> str:
-    return f"(({text} - pmod({text}, 1000L)) div 1000L)"
+def _whole_micros(read: str) -> str:
+    return f"(({read} - pmod({read}, 1000L)) div 1000L)"
 
 
-def _as_type(text: str, arrow: pa.DataType, expected: Type) -> str:
+def _as_type(read: str, arrow: pa.DataType, expected: Type) -> str:
     if pa.types.is_null(arrow):
         return f"CAST(NULL AS {expected.spark})"
     if expected.item:
-        return f"transform({text}, v -> {_as_type('v', arrow.value_type, expected.item)})"
+        return f"transform({read}, v -> {_as_type('v', arrow.value_type, expected.item)})"
     if _is_nanoseconds(arrow):
-        return f"timestamp_micros({_whole_micros(text)})"
-    return f"CAST({text} AS {expected.spark})"
+        return f"timestamp_micros({_whole_micros(read)})"
+    return f"CAST({read} AS {expected.spark})"
 
 
 class Reader:
@@ -281,7 +287,7 @@ class Reader:
         assert rows.table is not None
         frame = self.session.table(rows.table)
         if inputs is not None:
-            frame = frame.where(expr(f"{_FILE} IN ({', '.join(map(_text, inputs)) or 'NULL'})"))
+            frame = frame.where(expr(f"{_FILE} IN ({', '.join(map(text, inputs)) or 'NULL'})"))
         arrow = arrow_of(frame)
         return Part(rows, frame, arrow, rows.table, arrow)
 
@@ -337,11 +343,6 @@ def spark_path(path: str) -> str:
     if not is_uri(path):
         return f"file://{path}"
     return path.replace("s3://", "s3a://", 1) if path.startswith("s3://") else path
-
-
-def _text(value: str) -> str:
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def _among(found: Collection[Files], inputs: Collection[str] | None) -> list[Files]:
