@@ -40,12 +40,22 @@ $(FEAST): | $(BIN)/fs
 feast: $(FEAST) ## install Feast in an environment of its own: its client is tested against, its speed measured
 	@true
 
+AIRFLOW := build/airflow/bin/python
+
+$(AIRFLOW): | $(BIN)/fs
+	$(PYTHON) -m venv build/airflow
+	$(UV) pip install --quiet --python $@ 'apache-airflow==3.1.*'
+
+.PHONY: airflow
+airflow: $(AIRFLOW) ## install Airflow in an environment of its own: it reads what fs schedule export writes
+	@true
+
 .PHONY: demo
 demo: install ## generate, apply, materialize, serve, read: five minutes in one
 	$(BIN)/python docs/examples/demo.py
 
 .PHONY: test
-test: install services feast ## all tests, with real servers
+test: install services feast airflow ## all tests, with real servers
 	$(BIN)/python -m pytest -n auto $(TESTS)
 
 NEWEST := build/newest/bin/python

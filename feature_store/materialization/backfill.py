@@ -67,7 +67,7 @@ class Backfill:
             return
         other = self.registry.leases.held(name)
         self.notice(
-            f'another backfill of "{bound.name}" is under way{f" ({other.holder})" if other else ""}: '
+            f'another backfill of "{bound.name}" seems to be under way{f" ({other.holder})" if other else ""}: '
             "both go on, each leaves out what the other has written"
         )
         yield False

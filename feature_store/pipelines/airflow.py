@@ -66,7 +66,7 @@ def dag_file(items: Iterable[Scheduled], project: str, root: Path, program: str,
         base = shlex.join([*shlex.split(program), "-c", str(root), "materialize-incremental"])
         # With a delay the run comes so long after the boundary that the DAG is scheduled at.
         delay = f" + macros.timedelta(seconds={item.delay // SECOND})" if item.delay else ""
-        end = f"{{{{ (data_interval_end{delay}).in_timezone('UTC').isoformat() }}}}"
+        end = f"{{{{ ((data_interval_end or dag_run.run_after){delay}).in_timezone('UTC').isoformat() }}}}"
         text += _DAG.format(
             dag=f"{project}__{item.view}",
             cron=_CRON.get(item.schedule.every, item.schedule.every),

@@ -3,6 +3,7 @@ decided by `expressions.schedules` alone, and who runs it by the lease."""
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -47,12 +48,16 @@ class Scheduler:
         self._notice = notice
         self._stopped = threading.Event()
         self._known: dict[str, Scheduled] = {}
+        self._busy: set[str] = set()
+        self._lock = threading.Lock()
         self._failing: str | None = None
         self._scheduler = BackgroundScheduler(
             executors={"default": ThreadPoolExecutor(parallel), "look": ThreadPoolExecutor(1)},
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
             timezone="UTC",
         )
+        # It warns of every job that is begun late, or is still running: what is late is run all the same.
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)
         trigger = IntervalTrigger(seconds=look_every, timezone="UTC")
         now = datetime.now(trigger.timezone) - timedelta(seconds=1)
         self._scheduler.add_job(self._look, trigger, id="look", executor="look", next_run_time=now)
@@ -84,22 +89,25 @@ class Scheduler:
                 self._add(item, _at_boundaries(name), trigger=Boundaries(item))
         self._known = found
         for name in due:
-            self._add(found[name], f"{name}, due")
+            if name not in self._busy:
+                self._add(found[name], f"{name}, due")
 
     def _add(self, item: Scheduled, name: str, **when: Any) -> None:
-        if when or self._scheduler.get_job(name) is None:
-            self._scheduler.add_job(self._run, args=[item], id=name, replace_existing=True, **when)
+        self._scheduler.add_job(self._run, args=[item], id=name, replace_existing=True, **when)
 
     def _run(self, item: Scheduled) -> None:
-        if self._stopped.is_set():
-            return
+        with self._lock:
+            if self._stopped.is_set() or item.view in self._busy:
+                return
+            self._busy.add(item.view)
         try:
             outcome: Outcome | None = self._runner.run(item)
+            if outcome is not None:
+                self._notice(str(outcome))
         except FeatureStoreError as error:
             self._fail(f"{item.view}: {error}")
-            return
-        if outcome is not None:
-            self._notice(str(outcome))
+        finally:
+            self._busy.discard(item.view)
 
     def _fail(self, text: str) -> None:
         """Say what keeps it from running, such as a registry that is away, once."""
