@@ -221,7 +221,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def mapped(name: str, error: type[FeatureStoreError] = SourceError) -> Iterator[None]:
-    """Turns Spark's errors into ours; ours that were raised in an executor into themselves."""
+    """Turns errors of Spark, Arrow and the disk into ours; ours that were raised in an executor into themselves."""
     from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
 
@@ -232,6 +232,8 @@ def mapped(name: str, error: type[FeatureStoreError] = SourceError) -> Iterator[
         if ours:
             raise _unpacked(json.loads(ours[-1])) from raised
         raise error(f"{name} cannot be read: {_reason(raised)}") from raised
+    except (OSError, pa.ArrowException) as raised:
+        raise error(f"{name} cannot be read: {str(raised).splitlines()[0]}") from raised
 
 
 def carried(function: Callable[[Batches], Batches]) -> Callable[[Batches], Batches]:

@@ -577,9 +577,19 @@ class _Select(Binder):
 
     def _ordered(self, node: exp.Ordered) -> str:
         descending, nulls_first = bool(node.args.get("desc")), bool(node.args.get("nulls_first"))
-        scalar = self._named(node.this)
         way = f"{'DESC' if descending else 'ASC'} NULLS {'FIRST' if nulls_first else 'LAST'}"
-        return f"{self.writer.write(scalar)} {way}"
+        return f"{self._sorted_by(self._named(node.this))} {way}"
+
+    def _sorted_by(self, scalar: Scalar) -> str:
+        """After DISTINCT only the columns that came out of it are there to sort by."""
+        if self.within or not self.node.args.get("distinct"):
+            return self.writer.write(scalar)
+        found = next((name for name, output in self.outputs.items() if output == scalar), None)
+        if found is None:
+            raise ExpressionError(
+                "ORDER BY after DISTINCT takes columns of the SELECT only", hint="Select what it sorts by, or GROUP BY"
+            )
+        return self.writer.quoted(found)
 
     def _origins(self, scalar: Scalar) -> frozenset[Origin]:
         found = (self.scope[ref.table].columns[ref.name].origins for ref in _refs(scalar) if ref.table in self.scope)

@@ -39,6 +39,7 @@ REFUSALS = [
     ("SELECT first(city) AS v FROM users", "max_by"),
     ("SELECT collect_list(city) AS v FROM users", "last_n"),
     ("SELECT city FROM users LIMIT 3", "ORDER BY"),
+    ("SELECT DISTINCT city FROM users ORDER BY user_id", "columns of the SELECT only"),
     ("SELECT city, count(*) AS k FROM users", "neither grouped"),
     ("SELECT user_id FROM users u JOIN dwd_ad_click c ON u.user_id = c.user_id", "several tables"),
     ("SELECT sum(sum(n)) AS v FROM dwd_ad_click", "inside sum"),
