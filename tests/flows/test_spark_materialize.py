@@ -15,7 +15,7 @@ from feature_store import FeatureStore
 from feature_store.engines.spark import SparkEngine
 from feature_store.expressions.instants import instant
 from feature_store.materialization.steps import chunks
-from tests.flows.broken import END, RUNS, START, add, events, make, start, visible, wait_for
+from tests.flows.broken import END, START, add, events, make, start, visible, wait_for
 from tests.servers import RedisServer, SparkCluster
 
 pytestmark = pytest.mark.timeout(900)
@@ -23,6 +23,7 @@ pytestmark = pytest.mark.timeout(900)
 USERS = 500
 ROWS = pa.concat_tables([events(4_000, USERS), events(500, USERS, seed=1, since="2024-04-20T11:40:00Z")])
 LATE = events(300, USERS, seed=2)
+RUNS = ((START, END, ["c_daily", "b_moving", "a_latest"]), ("2024-04-18T12:34:56Z", END, ["d_queried"]))
 LOCAL = {"engine": "spark", "engines": "{spark: 'local[2]'}"}
 PROGRESS = re.compile(r"\w+: \d+/\d+, [\d,]+ rows")
 OWN_STORE = """
@@ -68,7 +69,7 @@ def applied(root: Path, online: str, **settings: str) -> FeatureStore:
 
 
 def materialize(store: FeatureStore) -> int:
-    return sum(store.materialize(*run[1:3], run[4::2]) for run in RUNS)
+    return sum(store.materialize(*run) for run in RUNS)
 
 
 def test_spark_leaves_what_the_embedded_engine_leaves(
