@@ -298,8 +298,8 @@ EDGES: list[tuple[str, str, list[Any], list[Any]]] = [
     (
         "cast(s as bigint)",
         "s",
-        ["9223372036854775808", "+7", "\n8\t", "8_0", "٣", "", "."],
-        [None, 7, 8, None, None, None, None],
+        ["9223372036854775808", "+7", "\n8\t", "8_0", "٣", "", ".", "-2.7"],
+        [None, 7, 8, None, None, None, None, -2],
     ),
     (
         "cast(s as double)",
