@@ -15,9 +15,9 @@ from feature_store.errors import UsageError
 @click.option("--parallel", metavar="N", type=click.IntRange(1, 64), default=2, show_default=True,
               help="Chunks to compute and write at a time.")  # fmt: skip
 def backfill(invocation: Invocation, view: str, start: int, end: int, parallel: int) -> None:
-    """Compute START to END of VIEW in chunks, as it is applied.
+    """Fill VIEW as it is applied, in chunks.
 
-    While a changed definition is being filled, the version before it is served; once the new one holds as much,
+    Computes START to END and writes it online. While a changed definition is being filled, the version before it is served; once the new one holds as much,
     services switch to it in one step. Killed and run again, it goes on where it was; several may run at once.
     """
     from feature_store.cli.progress import reporting

@@ -40,9 +40,9 @@ def run(
     retry_after: float,
     lease: float,
 ) -> int:
-    """Bring views up to the boundaries of their schedules, as these come.
+    """Bring views up to date as they fall due.
 
-    All views that have a schedule, or these. Boundaries that were missed are made up for. Any number of
+    That is at the boundaries of their schedules. All views that have a schedule, or these. Boundaries that were missed are made up for. Any number of
     runners may share a registry: each view is run by one at a time. SIGTERM ends it between two steps.
     """
     from feature_store.pipelines.runner import Ended, Runner
@@ -66,7 +66,10 @@ def run(
 @command("list")
 @json_option
 def list_(invocation: Invocation, output: Output) -> None:
-    """List the views that have a schedule: up to where they are, when they run next, what went wrong."""
+    """List the views that have a schedule.
+
+    Up to where they are, when they run next, and what went wrong.
+    """
     from feature_store.pipelines.runner import Runner
 
     rows = Runner(invocation.store).listing()
