@@ -17,8 +17,9 @@ from feature_store.errors import UsageError
 def backfill(invocation: Invocation, view: str, start: int, end: int, parallel: int) -> None:
     """Fill VIEW as it is applied, in chunks.
 
-    Computes START to END and writes it online. While a changed definition is being filled, the version before it is served; once the new one holds as much,
-    services switch to it in one step. Killed and run again, it goes on where it was; several may run at once.
+    Computes START to END and writes it online. While a changed definition is being filled, the version
+    before it is served; once the new one holds as much, services switch to it in one step. Killed and run
+    again, it goes on where it was; several may run at once.
     """
     from feature_store.cli.progress import reporting
     from feature_store.expressions.instants import to_datetime, to_iso

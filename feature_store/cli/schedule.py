@@ -42,8 +42,9 @@ def run(
 ) -> int:
     """Bring views up to date as they fall due.
 
-    That is at the boundaries of their schedules. All views that have a schedule, or these. Boundaries that were missed are made up for. Any number of
-    runners may share a registry: each view is run by one at a time. SIGTERM ends it between two steps.
+    That is at the boundaries of their schedules. All views that have a schedule, or these. Boundaries that
+    were missed are made up for. Any number of runners may share a registry: each view is run by one at a
+    time. SIGTERM ends it between two steps.
     """
     from feature_store.pipelines.runner import Ended, Runner
 
