@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +36,7 @@ feature_views:
 """Boundaries a year apart: no test sees the next one by chance."""
 
 pytestmark = pytest.mark.timeout(300)
+Begin = Callable[..., subprocess.Popen[str]]
 QUICK = ("--lease", "2", "--retry-after", "0.5")
 
 
@@ -48,8 +51,24 @@ def store(tmp_path: Path, postgres_url: str, redis_url: str) -> Iterator[Feature
     found.close()
 
 
-def test_each_boundary_is_run_once_by_two_schedulers(store: FeatureStore) -> None:
-    both = [start(store.root, "schedule", "run", *QUICK) for _ in range(2)]
+@pytest.fixture
+def begin() -> Iterator[Begin]:
+    """Starts commands; what still runs in the end, since a test failed, is killed."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def start_one(*arguments: Any) -> subprocess.Popen[str]:
+        begun.append(start(*arguments))
+        return begun[-1]
+
+    yield start_one
+    for process in begun:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def test_each_boundary_is_run_once_by_two_schedulers(store: FeatureStore, begin: Begin) -> None:
+    both = [begin(store.root, "schedule", "run", *QUICK) for _ in range(2)]
     done = lambda: len([r for r in store.registry.runs.all().values() if r.through and not r.trying]) == 3  # noqa: E731
     wait_for(done, seconds=120)
     lines = []
@@ -65,11 +84,11 @@ def test_each_boundary_is_run_once_by_two_schedulers(store: FeatureStore) -> Non
     assert counted["n"][0] > 0
 
 
-def test_a_killed_runner_s_view_is_taken_over(store: FeatureStore) -> None:
+def test_a_killed_runner_s_view_is_taken_over(store: FeatureStore, begin: Begin) -> None:
     """While it holds the lease and has not begun to write: the source is a pipe that nobody writes to."""
     (store.root / "data/events/all.parquet").rename(store.root / "kept.parquet")
     os.mkfifo(store.root / "data/events/all.parquet")
-    killed = start(store.root, "schedule", "run", "latest", *QUICK)
+    killed = begin(store.root, "schedule", "run", "latest", *QUICK)
     wait_for(lambda: (lease := store.registry.leases.held(f"{LEASE}latest")) is not None and lease.token == 1, killed)
     wait_for(lambda: store.registry.runs.get("latest").attempts == 1, killed)
     killed.kill()
@@ -77,7 +96,7 @@ def test_a_killed_runner_s_view_is_taken_over(store: FeatureStore) -> None:
     assert store.registry.leases.held(f"{LEASE}latest") is not None
     (store.root / "data/events/all.parquet").unlink()
     (store.root / "kept.parquet").rename(store.root / "data/events/all.parquet")
-    heir = start(store.root, "schedule", "run", "latest", *QUICK)
+    heir = begin(store.root, "schedule", "run", "latest", *QUICK)
     wait_for(lambda: store.registry.runs.get("latest").through is not None, heir, seconds=120)
     heir.terminate()
     _, err = heir.communicate(timeout=60)
@@ -88,10 +107,10 @@ def test_a_killed_runner_s_view_is_taken_over(store: FeatureStore) -> None:
     assert store.registry.leases.acquire(f"{LEASE}latest", "next", 1).token == 3  # type: ignore[union-attr]
 
 
-def test_a_failing_source_is_tried_again_until_it_is_whole(store: FeatureStore) -> None:
+def test_a_failing_source_is_tried_again_until_it_is_whole(store: FeatureStore, begin: Begin) -> None:
     broken = store.root / "data/events/broken.parquet"
     broken.write_bytes(b"PAR1 no file")
-    process = start(store.root, "schedule", "run", "latest", *QUICK, "--attempts", "50")
+    process = begin(store.root, "schedule", "run", "latest", *QUICK, "--attempts", "50")
     wait_for(lambda: store.registry.runs.get("latest").attempts >= 3, process, seconds=120)
     assert "broken.parquet" in (store.registry.runs.get("latest").error or "")
     broken.unlink()
