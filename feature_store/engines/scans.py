@@ -16,6 +16,7 @@ import pyarrow as pa
 from feature_store.engines.files import Files, find_files
 from feature_store.errors import DefinitionError, SourceError, nearest
 from feature_store.expressions.relations import Rows
+from feature_store.expressions.sql_writer import duckdb_order
 from feature_store.storage.offline import FILE_NAME, delta_dataset, delta_parquet
 from feature_store.storage.remote import is_uri
 from feature_store.types import Schema, Type
@@ -268,7 +269,8 @@ class Scan:
 def _first_of_each(relation: str, rows: Rows, identity: str) -> str:
     order = [name for name in (rows.timestamp, rows.created) if name]
     order += [name for name in rows.schema.names if name not in order]
-    keys = listed(f"{quoted(name)} NULLS FIRST" for name in order)
+    typed = ((quoted(name), rows.schema.get(name)) for name in order)
+    keys = listed(f"{duckdb_order(name, type_) if type_ else name} NULLS FIRST" for name, type_ in typed)
     return f"SELECT * FROM ({relation}) QUALIFY row_number() OVER (PARTITION BY {identity} ORDER BY {keys}) = 1"
 
 
