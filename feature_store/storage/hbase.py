@@ -35,6 +35,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from zlib import crc32
 
+import numpy as np
 import pyarrow as pa
 
 from feature_store.errors import InvalidInputError
@@ -158,24 +159,31 @@ class HBaseOnlineStore:
         self._tidy(table, head, dict.fromkeys(key for key, _ in newest), keep_from)
 
     def _put(self, table: Table, head: _Head, rows: Mapping[Cell, bytes]) -> None:
-        prefixes, unused = self._prefix(table.name, head.generation), time.time_ns().to_bytes(8, "big")
-        by_hour: dict[int, list[tuple[bytes, bytes, bytes]]] = {}
-        for (key, item), row in rows.items():
-            column = row[STAMP]
-            if table.items:
-                column = b"%c%b%b%b" % (len(item), item, column, unused if item < head.floor else b"")
-            put = (prefixes[crc32(key) % SALTS] + key, column, row)
-            by_hour.setdefault(_hour(row), []).append(put)
-        self._gateway.change(self._name, self._changes(by_hour))
+        prefixes, data = self._prefix(table.name, head.generation), list(rows.values())
+        keys = [prefixes[crc32(key) % SALTS] + key for key, _ in rows]
+        columns = [row[STAMP] for row in data]
+        if table.items:
+            unused = time.time_ns().to_bytes(8, "big")
+            columns = [
+                b"%c%b%b%b" % (len(item), item, stamp, unused if item < head.floor else b"")
+                for (_, item), stamp in zip(rows, columns, strict=True)
+            ]
+        self._gateway.change(self._name, self._changes(list(zip(keys, columns, data, strict=True))))
 
-    def _changes(self, by_hour: Mapping[int, Sequence[tuple[bytes, bytes, bytes]]]) -> Iterator[Change]:
-        """The puts of each hour in calls that are not too large."""
-        for hour, puts in by_hour.items():
+    def _changes(self, puts: list[tuple[bytes, bytes, bytes]]) -> Iterator[Change]:
+        """Puts by timestamp, in calls that are not too large."""
+        if not puts:
+            return
+        step = max(1, min(_ROWS_A_CALL, _BYTES_A_CALL // (1 + max(len(row) for _, _, row in puts))))
+        timestamps = _timestamps([row for _, _, row in puts])
+        order = np.argsort(timestamps, kind="stable")
+        firsts = np.flatnonzero(np.diff(timestamps[order], prepend=-1)).tolist()
+        for first, end in zip(firsts, [*firsts[1:], len(puts)], strict=True):
+            timestamp = int(timestamps[order[first]])
             # Before 1970 the timestamp is not the time, so nothing can expire by it.
-            ttl = None if self._place.ttl is None or not hour else self._place.ttl // 1000 + _HOUR_MS
-            step = max(1, min(_ROWS_A_CALL, _BYTES_A_CALL // (1 + max(len(value) for _, _, value in puts))))
-            for start in range(0, len(puts), step):
-                yield Change(hour, puts[start : start + step], ttl=ttl)
+            ttl = None if self._place.ttl is None or not timestamp else self._place.ttl // 1000 + _HOUR_MS
+            for start in range(first, end, step):
+                yield Change(timestamp, [puts[n] for n in order[start : min(start + step, end)].tolist()], ttl=ttl)
 
     def _tidy(self, table: Table, head: _Head, keys: Iterable[bytes], keep_from: bytes) -> None:
         """Remove the items below `keep_from` of these keys, and what lost; without one, what lost, of some."""
@@ -214,7 +222,7 @@ class HBaseOnlineStore:
         names = list(dict.fromkeys(table.name for table, _ in requests))
         try:
             self._look_at([name for name in names if name not in self._heads])
-            keys, found = self._fetch(requests, names, None if at is None else _hour_of(at) + 1)
+            keys, found = self._fetch(requests, names, None if at is None else _timestamp(at) + 1)
         except NoSuchTableError:
             return [[Items(codecs(table).rows, {}) if table.items else None for _ in keys] for table, keys in requests]
         bound = None if at is None else b"f:" + (at + _SIGN).to_bytes(8, "big") + b"\xff" * 8
@@ -300,20 +308,24 @@ def _newest(table: Table, rows: pa.Table) -> dict[Cell, bytes]:
     items = items_of(rows) if table.items else [b""] * rows.num_rows
     if table.items and max(map(len, items), default=0) > 255:
         raise InvalidInputError("an item is longer than 255 bytes")
-    newest: dict[Cell, bytes] = {}
-    for cell, row in zip(zip(names, items, strict=True), data, strict=True):
-        old = newest.get(cell)
-        if old is None or old[STAMP] <= row[STAMP]:
-            newest[cell] = row
+    cells = list(zip(names, items, strict=True))
+    newest = dict(zip(cells, data, strict=True))
+    if len(newest) < len(cells):
+        for cell, row in zip(cells, data, strict=True):
+            if newest[cell][STAMP] <= row[STAMP]:
+                newest[cell] = row
     return newest
 
 
-def _hour(row: bytes) -> int:
-    """The timestamp of an encoded row."""
-    return _hour_of(int.from_bytes(row[1:9], "big") - _SIGN)
+def _timestamps(rows: Sequence[bytes]) -> np.ndarray[Any, Any]:
+    """The timestamps of encoded rows."""
+    event_times = np.frombuffer(b"".join([row[1:9] for row in rows]), ">u8").astype(np.uint64) ^ np.uint64(_SIGN)
+    milliseconds = np.maximum(event_times.view(np.int64), 0) // 1000
+    rounded: np.ndarray[Any, Any] = milliseconds - milliseconds % _HOUR_MS
+    return rounded
 
 
-def _hour_of(event_time: int) -> int:
+def _timestamp(event_time: int) -> int:
     milliseconds = max(event_time, 0) // 1000
     return milliseconds - milliseconds % _HOUR_MS
 

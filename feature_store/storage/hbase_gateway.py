@@ -192,7 +192,7 @@ class Gateway:
                 return connection.client.getRowsWithColumns(table, keys, [_FAMILY], {})
             return connection.client.getRowsWithColumnsTs(table, keys, [_FAMILY], before, {})
 
-        return {row.row: row.columns for row in self._attempt(talk)}
+        return {row.row: row.columns for row in self._in(table, talk)}
 
     def change(self, table: bytes, changes: Iterable[Change]) -> None:
         """Carry out changes, in no order, several at once; all are in HBase when it returns."""
@@ -207,12 +207,8 @@ class Gateway:
         with self._lock:
             if self._workers is None:
                 self._workers = ThreadPoolExecutor(min(_WORKERS, self.place.pool), "hbase")
-            futures = [self._workers.submit(work, part) for part in parts]
-        try:
-            return [future.result() for future in futures]
-        finally:
-            for future in futures:
-                future.cancel()
+            results = self._workers.map(work, parts)
+        return list(results)
 
     def scan(self, table: bytes, prefix: bytes, chosen: bytes | None = None) -> Iterator[list[Any]]:
         """The rows whose keys begin with `prefix`, each with `row` and `columns`, in pages; `chosen` is a filter in
@@ -235,18 +231,18 @@ class Gateway:
             connection.client.scannerClose(scanner)
             return rows
 
-        return self._attempt(talk)
+        return self._in(table, talk)
 
     def increment(self, table: bytes, row: bytes, column: bytes) -> int:
         """Add one to a counter, in one step; what it is then."""
         name = _FAMILY + b":" + column
-        return int(self._attempt(lambda connection: connection.client.atomicIncrement(table, row, name, 1)))
+        return int(self._in(table, lambda connection: connection.client.atomicIncrement(table, row, name, 1)))
 
     def swap(self, table: bytes, row: bytes, column: bytes, expected: bytes | None, value: bytes) -> bool:
         """Put a value where the expected one (or none) stands, in one step; whether it stood there."""
         name = _FAMILY + b":" + column
         put = Mutation(isDelete=False, column=name, value=value, writeToWAL=True)
-        return bool(self._attempt(lambda c: c.client.checkAndPut(table, row, name, expected, put, {})))
+        return bool(self._in(table, lambda c: c.client.checkAndPut(table, row, name, expected, put, {})))
 
     def has(self, table: bytes) -> bool:
         """Whether there is a table of this name."""
@@ -304,10 +300,22 @@ class Gateway:
             rows.setdefault(row, []).append(Mutation(isDelete=True, column=column, writeToWAL=True))
         batch = [BatchMutation(row, mutations) for row, mutations in rows.items()]
         attributes = {} if change.ttl is None else {b"_ttl": change.ttl.to_bytes(8, "big")}
-        self._attempt(lambda c: c.client.mutateRowsTs(table, batch, change.timestamp, attributes))
+        self._in(table, lambda c: c.client.mutateRowsTs(table, batch, change.timestamp, attributes))
+
+    def _in(self, table: bytes, talk: Callable[[Connection], Result]) -> Result:
+        """Talk about a table; `NoSuchTableError` if there is none."""
+        try:
+            return self._attempt(talk)
+        except StoreUnavailableError as error:
+            # A batch does not say so: its error names the table, and no server with issues.
+            unknown = "TableNotFound" in error.message or "servers with issues: null" in error.message
+            if unknown and not self.has(table):
+                text = f"HBase at {self.place.where} has no table {table.decode()}"
+                raise NoSuchTableError(text, hint="Run: fs apply") from error
+            raise
 
     def _attempt(self, talk: Callable[[Connection], Result]) -> Result:
-        with self._mapped():
+        with _Mapped(self.place.where):
             try:
                 return self._once(talk)
             except (TTransportException, ConnectionError, EOFError):
@@ -361,9 +369,6 @@ class Gateway:
                 with suppress(Exception):
                     connection.close()
 
-    def _mapped(self) -> _Mapped:
-        return _Mapped(self.place.where)
-
 
 class _Mapped:
     """Turns errors of the driver into ours."""
@@ -387,8 +392,6 @@ class NoSuchTableError(StoreUnavailableError):
 
 def _unavailable(error: BaseException, where: str) -> StoreUnavailableError:
     text = _text(error)
-    if isinstance(error, IOError) and "TableNotFound" in text:
-        return NoSuchTableError(f"HBase at {where} has no such table: {text}", hint="Run: fs apply")
     if isinstance(error, TimeoutError):
         text, hint = "it did not answer in time", "Check its load and that HBase behind it runs, or raise ?timeout="
     elif isinstance(error, (OSError, TTransportException, EOFError)):
