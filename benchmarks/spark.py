@@ -106,8 +106,7 @@ def _same(one: Path, other: Path) -> bool:
     found = duckdb.sql(
         f"SELECT count(*) FROM (({read[0]} EXCEPT ALL {read[1]}) UNION ALL ({read[1]} EXCEPT ALL {read[0]}))"
     )
-    answer = found.fetchone()
-    return answer is not None and answer[0] == 0
+    return bool(found.fetchall() == [(0,)])
 
 
 def ours(events: str, entities: str, out: str) -> Cost:
@@ -198,7 +197,7 @@ def answered(work: Callable[[], Any], out: str) -> Cost:
     work()
     cost = {"wall": time.perf_counter() - began, "cpu": _cpu() - cpu}
     files = f"{out}/*.parquet" if Path(out).is_dir() else out
-    (count,) = duckdb.sql(f"SELECT count(*) FROM '{files}'").fetchone() or (0,)
+    ((count,),) = duckdb.sql(f"SELECT count(*) FROM '{files}'").fetchall()
     return {**cost, "rows": count}
 
 

@@ -119,12 +119,12 @@ def test_a_file_called_as_a_query_is_a_file(store: FeatureStore) -> None:
 
 
 def test_an_unknown_scheme_is_refused_at_plan(store: FeatureStore, capsys: pytest.CaptureFixture[str]) -> None:
-    (store.root / "feature_store.yaml").write_text("project: p\nonline_store: hbase://x:9090\n")
-    with pytest.raises(SettingsError, match="hbase://x:9090"):
+    (store.root / "feature_store.yaml").write_text("project: p\nonline_store: cassandra://x:9042\n")
+    with pytest.raises(SettingsError, match="cassandra://x:9042"):
         FeatureStore(store.root).plan(ALL)
     for command in ("plan", "apply"):
         assert run(["-c", str(store.root), command]) == 2
-        assert 'no online store opens "hbase://x:9090"' in capsys.readouterr().err
+        assert 'no online store opens "cassandra://x:9042"' in capsys.readouterr().err
 
 
 def test_logging_is_announced_as_not_there(store: FeatureStore, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,6 +49,9 @@ class Engine(Protocol):
     """Computes relations. Times are int64 microseconds; `EVENT_TIME`, `CREATED` and `ITEM` are the columns of
     `storage.online`. Raises `SourceError` where rows cannot be read, or not with the schema they had at `apply`."""
 
+    distributed: bool
+    """Whether rows stay in a cluster: entity rows, and what is found for them, are its frames, not Arrow tables."""
+
     def schema(self, rows: Rows) -> Schema:
         """The schema of the rows as they are now (`rows.schema` is ignored), Hive partition columns included."""
 

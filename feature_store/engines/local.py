@@ -82,6 +82,8 @@ class LocalEngine:
     """The port `Engine` on DuckDB. `memory_limit` (such as "1GB"; default: half of what this process may use) is for
     DuckDB alone; what does not fit spills to a temporary folder. Safe to share between threads."""
 
+    distributed = False
+
     def __init__(self, memory_limit: str | None = None, threads: int | None = None) -> None:
         self._spill = tempfile.mkdtemp(prefix="feature_store-")
         config: dict[str, Any] = {

@@ -147,6 +147,8 @@ class SparkEngine:
     `spread` says which keys have too many rows for one task.
     Spark is started when something is asked for. Safe to share between threads."""
 
+    distributed = True
+
     def __init__(self, master: str, conf: Mapping[str, str] | None = None, spread: Spread | None = None) -> None:
         self.master, self.conf, self.spread = master, dict(conf or {}), spread or Spread()
         self._lock = Lock()

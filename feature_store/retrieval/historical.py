@@ -16,13 +16,11 @@ import pyarrow as pa
 
 from feature_store.definitions.catalog import BoundView, Catalog
 from feature_store.engines.engine import Engine
-from feature_store.engines.spark import SparkEngine
 from feature_store.expressions.relations import ScheduledQuery
 from feature_store.frames import read_table
 from feature_store.retrieval.assembly import Assembly, HistoricalQuery, Lookup, times_of
 from feature_store.retrieval.job import HistoricalJob, Selection
 from feature_store.retrieval.snapshots import Snapshots
-from feature_store.retrieval.spark import SparkJob
 from feature_store.types import STRING
 
 if TYPE_CHECKING:
@@ -46,7 +44,12 @@ def retrieve(
     """The job that answers a query; names are checked now, values are computed when asked for. The engine of no view
     decides where: on Spark, or in this process."""
     engine = engine_of(None)
-    if isinstance(engine, SparkEngine):
+    if engine.distributed:
+        # Everything that Spark needs, which few processes do.
+        from feature_store.engines.spark import SparkEngine
+        from feature_store.retrieval.spark import SparkJob
+
+        assert isinstance(engine, SparkEngine)
         return SparkJob(catalog, query, entities, engine, offline, kept_of)
     if isinstance(entities, Selection):
         entities = engine.select(entities.sql, entities.sources)

@@ -162,7 +162,8 @@ ROWS = [
     ("SELECT user_id FROM dwd_ad_click EXCEPT SELECT user_id FROM users", [(2,)]),
     ("SELECT n FROM dwd_ad_click WHERE NOT (n > 3)", [(-7,), (3,)]),
     (
-        "SELECT u.user_id AS u, c.user_id AS c FROM users u FULL JOIN dwd_ad_click c ON u.user_id = c.user_id AND c.n = 3",
+        "SELECT u.user_id AS u, c.user_id AS c FROM users u FULL JOIN dwd_ad_click c "
+        "ON u.user_id = c.user_id AND c.n = 3",
         [(1, 1), (3, None), (None, 1), (None, 1), (None, 2), (None, 2)],
     ),
     (
