@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from pathspec import GitIgnoreSpec
 
@@ -56,7 +56,10 @@ class Repository:
             uris = [self.resolve_alias(tier) for tier in tiers]
             return None if None in uris else "tiered:" + "|".join(filter(None, uris))
         alias = _alias(uri)
-        return uri if alias is None else self.settings.aliases.get(alias)
+        if alias is None:
+            return uri
+        address = self.settings.aliases.get(alias)
+        return address and _joined(address, uri)
 
     @property
     def locations(self) -> Mapping[tuple[str, str], Location]:
@@ -164,6 +167,15 @@ def _unknown_alias(
 def _tiers(uri: str) -> list[str]:
     """The URIs of `tiered:URI|URI`, each of which may name an alias; none of any other."""
     return uri.removeprefix("tiered:").split("|") if uri.startswith("tiered:") and "|" in uri else []
+
+
+def _joined(address: str, uri: str) -> str:
+    """An alias's address of an HBase, with the table and the options that a definition's URI adds to it."""
+    there, here = urlsplit(address), urlsplit(uri)
+    if (there.scheme, here.scheme) != ("hbase", "hbase"):
+        return address
+    query = "&".join(filter(None, (there.query, here.query)))
+    return urlunsplit((there.scheme, there.netloc, here.path.strip("/") or there.path, query, ""))
 
 
 def _alias(uri: str) -> str | None:

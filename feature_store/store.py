@@ -29,7 +29,7 @@ from feature_store.definitions.difference import Node, Plan, Stored, bound_of, d
 from feature_store.definitions.directory import Directory
 from feature_store.definitions.lineage import Edge, lineage
 from feature_store.definitions.serving import roles_after, served_after, serving_catalog
-from feature_store.definitions.tables import tables_of
+from feature_store.definitions.tables import snapshots_path, tables_of
 from feature_store.errors import InvalidInputError, Location, NotFoundError, SettingsError, UsageError, nearest
 from feature_store.expressions.instants import instant, to_iso
 from feature_store.expressions.relations import Rows
@@ -54,6 +54,7 @@ from feature_store.types import Column, Schema, Type
 
 if TYPE_CHECKING:
     from feature_store.engines.engine import Engine
+    from feature_store.storage.hbase_snapshots import HBaseSnapshots
     from feature_store.storage.offline import OfflineStore
 
 Features = str | FeatureService | Sequence[str | FeatureRef | Definition]
@@ -89,6 +90,7 @@ class FeatureStore(Directory):
         self._online: OnlineFeatures | None = None
         self._engines: dict[str, Engine] = {}
         self._aliased: dict[str, str] = {}
+        self._kept_elsewhere: dict[str, HBaseSnapshots] = {}
         self._placed: dict[str, str] = {}
 
     def __repr__(self) -> str:
@@ -146,7 +148,28 @@ class FeatureStore(Directory):
     def offline_store(self) -> OfflineStore:
         from feature_store.storage.offline import OfflineStore  # Delta, which a command may not need
 
-        return OfflineStore(f"{self.settings.offline_store.rstrip('/')}/{self.project}", self.root)
+        location = f"{self.settings.offline_store.rstrip('/')}/{self.project}"
+        return OfflineStore(location, self.root, self._snapshots_elsewhere)
+
+    def _snapshots_elsewhere(self, table: str) -> HBaseSnapshots | None:
+        """What keeps the snapshots of a view that names an HBase for them; `table` as `snapshots_path` names it."""
+        if table not in self._kept_elsewhere:
+            views = [*(self._catalog.views if self._catalog else {}).values(), *self._earlier.values()]
+            for bound in views:
+                if snapshots_path(bound) == table:
+                    self._keep_elsewhere(table, bound.view, bound.keys, bound.features)
+        return self._kept_elsewhere.get(table)
+
+    def _close_elsewhere(self) -> None:
+        while self._kept_elsewhere:
+            self._kept_elsewhere.popitem()[1].close()
+
+    def _keep_elsewhere(self, table: str, view: FeatureView, keys: Schema, values: Schema) -> None:
+        uri = self.repository.resolve_alias(view.storage.offline) if view.storage and view.storage.offline else None
+        if uri and uri.startswith("hbase:") and table not in self._kept_elsewhere:
+            from feature_store.storage.hbase_snapshots import HBaseSnapshots  # a driver that few repos need
+
+            self._kept_elsewhere[table] = HBaseSnapshots(uri, self.project, table, keys, values)
 
     @property
     def catalog(self) -> Catalog:
@@ -182,6 +205,7 @@ class FeatureStore(Directory):
                 bound.table: self._own_stores(earlier[name]).get(name, self.settings.online_store)
                 for name, bound in self._earlier.items()
             }
+            self._close_elsewhere()
             self._catalog, self._serving, self._aliased = applied, serving_catalog(applied, earlier), aliased
             self._state = state
             self._online = None
@@ -570,7 +594,10 @@ class FeatureStore(Directory):
 
     def _place(self, record: Record) -> None:
         """Remember where the tables of a version are that is neither applied nor served."""
-        storage = FeatureView.model_validate(record.spec).storage
+        view = FeatureView.model_validate(record.spec)
+        if snapshots := record.bound.get("snapshots"):
+            self._keep_elsewhere(snapshots, view, Schema(()), Schema(()))
+        storage = view.storage
         uri = self.repository.resolve_alias(storage.online) if storage and storage.online else None
         self._placed.setdefault(f"{record.name}.{record.bound['version']}", uri or self.settings.online_store)
 
@@ -579,6 +606,7 @@ class FeatureStore(Directory):
         for name in ("registry", "online_store"):
             if name in self.__dict__:
                 self.__dict__.pop(name).close()
+        self._close_elsewhere()
         for engine in self._engines.values():
             engine.close()
         self._engines.clear()

@@ -44,6 +44,7 @@ from feature_store.registry.registry import Registry
 from feature_store.storage.online import NO_CREATED, OnlineStore, Row, Table
 
 if TYPE_CHECKING:
+    from feature_store.storage.hbase_snapshots import KeptSnapshot
     from feature_store.storage.offline import OfflineStore
 
 Report = Callable[[str, int, int, int], None]
@@ -183,8 +184,15 @@ class Materializer:
             return kept.count() if kept else 0
         return self._publish(bound, kept or rows, step.at, current)
 
-    def _keep(self, bound: BoundView, rows: Computed, at: int) -> Computed:
+    def _keep(self, bound: BoundView, rows: Computed, at: int) -> Computed | KeptSnapshot:
         """Keep a snapshot offline, and read it as it is kept: of two runs at once the later one's."""
+        if snapshots := self._offline.elsewhere(snapshots_path(bound)):
+            address = Address(snapshots.uri, snapshots.project, "")
+
+            def write(run: int) -> int:
+                return rows.write(OnlineSink(address, snapshots.table, None, Stamp(at, run), snapshots.store))
+
+            return snapshots.keep(at, write)
         for attempt in range(_ATTEMPTS):
             try:
                 return rows.save(self._offline, snapshots_path(bound), {VALID_FROM: str(at)})
@@ -193,7 +201,7 @@ class Materializer:
                     raise
         raise AssertionError
 
-    def _publish(self, bound: BoundView, rows: Computed, at: int, current: Row | None) -> int:
+    def _publish(self, bound: BoundView, rows: Computed | KeptSnapshot, at: int, current: Row | None) -> int:
         generation = max(time.time_ns() // 1000, (current.values[0] + 1) if current else 0)
         keep_from = tile_item(current.values[0]) if current else None
         written = self._write(rows, self._sink(bound, snapshot_table(bound), keep_from, Stamp(at, generation)))
@@ -213,7 +221,7 @@ class Materializer:
     ) -> OnlineSink:
         return OnlineSink(self._address_of(table.name), table, keep_from, stamp, self._online)
 
-    def _write(self, rows: Computed, sink: OnlineSink) -> int:
+    def _write(self, rows: Computed | KeptSnapshot, sink: OnlineSink) -> int:
         self._online.create(sink.table)
         return rows.write(sink)
 

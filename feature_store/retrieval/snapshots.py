@@ -41,12 +41,19 @@ class Snapshots:
         self._engine = engine
         self._offline = offline
         self.path = snapshots_path(bound)
+        self.elsewhere = offline.elsewhere(self.path)
+        """What keeps them where it is not a Delta table, at `path`."""
         self._as_known = as_known
-        # Where the table is gone, what was kept in it is, too.
-        self._stored = set(kept) if kept and offline.exists(self.path) else set()
-        self._stored |= {int(partition[VALID_FROM]) for partition in offline.partitions(self.path)}
+        self._stored = self._find(kept)
         self.computed: list[int] = []
         self.hidden = 0
+
+    def _find(self, kept: Collection[int]) -> set[int]:
+        if self.elsewhere:
+            return set(self.elsewhere.boundaries())
+        # Where the table is gone, what was kept in it is, too.
+        found = set(kept) if kept and self._offline.exists(self.path) else set()
+        return found | {int(partition[VALID_FROM]) for partition in self._offline.partitions(self.path)}
 
     def missing(self, boundaries: Collection[int]) -> list[int]:
         """Those of the boundaries at which no snapshot was kept."""
@@ -71,7 +78,7 @@ class Snapshots:
 
     def _match(self, rows: pa.Table, at: int, names: Collection[str]) -> pa.Table:
         key_names = list(self._bound.keys.names)
-        snapshot = self._snapshot(at).select([*key_names, *names])
+        snapshot = self._snapshot(at, rows).select([*key_names, *names])
         stamp = pa.repeat(pa.scalar(at, pa.int64()), snapshot.num_rows)
         # A join matches no null keys, and Acero cannot carry lists: positions are joined, values are taken.
         where = snapshot.select(key_names).append_column("__at", pa.array(np.arange(snapshot.num_rows)))
@@ -81,8 +88,11 @@ class Snapshots:
         columns[EVENT_TIME] = stamp.take(position) if len(stamp) else pa.nulls(len(position), pa.int64())
         return pa.table({**columns, "__row": joined["__row"]})
 
-    def _snapshot(self, at: int) -> pa.Table:
+    def _snapshot(self, at: int, among: pa.Table) -> pa.Table:
+        """The rows of a snapshot, at least those of some keys."""
         if at in self._stored:
+            if self.elsewhere:
+                return self.elsewhere.read(at, among)
             return self._offline.read(self.path, {VALID_FROM: str(at)})
         self.computed.append(at)
         found = self._engine.snapshot(self._query, at, as_known=self._as_known).read().read_all()

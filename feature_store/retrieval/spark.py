@@ -41,6 +41,7 @@ from feature_store.storage.remote import is_uri
 from feature_store.types import INT64, Column, Schema
 
 if TYPE_CHECKING:
+    from feature_store.storage.hbase_snapshots import HBaseSnapshots
     from feature_store.storage.offline import OfflineStore
 
 _A_PART = "a part of the entity rows"
@@ -154,7 +155,11 @@ class SparkJob(HistoricalJob):
         wanted = Schema((*lookup.keys, *lookup.features))
         columns = [*map(quoted, wanted.names)]
         frames = [self._engine.session.createDataFrame([], ddl(Schema((*wanted, Column(VALID, INT64))).arrow))]
-        if kept := [at for at in boundaries if at not in missing]:
+        kept = [at for at in boundaries if at not in missing]
+        if kept and snapshots.elsewhere:
+            for at in kept:
+                frames.append(self._shared(snapshots.elsewhere, at).selectExpr(*columns, f"{at}L AS {VALID}"))
+        elif kept:
             stored = self._engine.session.read.format("delta").load(spark_path(self._offline.path(snapshots.path)))
             among = ", ".join(f"'{at}'" for at in kept)
             stored = stored.where(f"CAST({VALID_FROM} AS STRING) IN ({among})")
@@ -163,6 +168,17 @@ class SparkJob(HistoricalJob):
             found = self._engine.snapshot(query, at, as_known=known).frame()
             frames.append(found.selectExpr(*columns, f"{at}L AS {VALID}"))
         return reduce(lambda one, other: one.unionAll(other), frames)
+
+    def _shared(self, snapshots: HBaseSnapshots, at: int) -> Any:
+        """A snapshot as a frame: the executors read it, each its share."""
+
+        def read(batches: Batches) -> Batches:
+            for batch in batches:
+                yield from snapshots.batches(at, batch.column(0).to_pylist())
+
+        session = self._engine.session
+        shares = session.range(0, snapshots.shares, 1, session.sparkContext.defaultParallelism)
+        return shares.mapInArrow(carried(read), ddl(snapshots.schema))
 
     @cached_property
     def _frame(self) -> Any:

@@ -1,7 +1,8 @@
 """The online store in HBase: history by event time, and never a read before a write.
 
-All tables of a project lie in one HBase table, PREFIX.PROJECT, so that one call reads the rows of several tables, and a
-project of many views has few regions. A row of feature table T, entity key K:
+All tables of a project lie in one HBase table, PREFIX.PROJECT or, where the URI names a table, PREFIX.PROJECT.TABLE, so
+that one call reads the rows of several, and a project of many views has few regions. A row of feature table T, entity
+key K:
 
     row key    a salt (0 to 63, a hash of K), 8 bytes that stand for T, K as `keys` encodes it
     column     in a table with items 1 byte with the item's length and the item; then the row's event time and
@@ -11,7 +12,7 @@ project of many views has few regions. A row of feature table T, entity key K:
 
 A column is written once and never changes its meaning, so the order of writes cannot matter: a reader takes the column
 that is greatest, which is the greatest (event time, created), and of two equal ones HBase keeps the later write. The
-rows that lost are history, as many as `versions` says; each write tidies some of its keys. Timestamps are rounded
+rows that lost are history, as many as `versions` says; writes tidy some of their keys. Timestamps are rounded
 because the Thrift gateway takes one for a whole batch: rows of an hour travel together. They serve `ttl`, which goes
 with each cell, so that views with different ones share the table; what comes first, `ttl` or the views' own maximum
 age, decides between NOT_FOUND and OUTSIDE_MAX_AGE.
@@ -31,7 +32,7 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -40,7 +41,16 @@ import pyarrow as pa
 
 from feature_store.errors import InvalidInputError
 from feature_store.storage.codecs import codecs
-from feature_store.storage.hbase_gateway import NAMES_ONLY, SALTS, Cells, Change, Gateway, NoSuchTableError, Place
+from feature_store.storage.hbase_gateway import (
+    NAMES_ONLY,
+    SALTS,
+    Cells,
+    Change,
+    Gateway,
+    NoSuchTableError,
+    Place,
+    beginning_with,
+)
 from feature_store.storage.online import Key, Row, Table
 from feature_store.storage.rows import STAMP, Items, columns_of, items_of, to_batch
 
@@ -73,14 +83,14 @@ class _Head(NamedTuple):
 
 
 class HBaseOnlineStore:
-    """`hbase://HOST:PORT[?timeout=SECONDS&pool=N&prefix=NAME&versions=N&ttl=400d&regions=N&admin=HOST:PORT]`, the
-    address of a Thrift gateway, opened for one project. Thread-safe; each call takes a connection of its own.
+    """`hbase://HOST:PORT[/TABLE][?timeout=SECONDS&pool=N&prefix=NAME&versions=N&ttl=400d&regions=N&admin=HOST:PORT]`:
+    a Thrift gateway, opened for one project. Thread-safe; each call takes a connection of its own.
     """
 
     def __init__(self, uri: str, project: str) -> None:
         self._place = Place.of(uri)
         self._gateway = Gateway(self._place)
-        self._name = f"{self._place.prefix}.{project}".encode()
+        self._name = self._place.name(project)
         self._heads: dict[str, tuple[float, _Head]] = {}
         self._prefixes: dict[tuple[str, int], list[bytes]] = {}
         self._is_there = False
@@ -123,10 +133,33 @@ class HBaseOnlineStore:
         `versions` and `ttl` kept, those with an event time up to it. For tables without items."""
         return self._read(requests, at)
 
-    def scan(self, table: Table) -> Iterator[pa.RecordBatch]:
+    def read_item(self, table: Table, keys: Sequence[Key], item: bytes, stamp: bytes) -> list[Row | None]:
+        """Of each key the row of one item, whose encoded event time and created are known: nothing else is sent."""
+        prefixes, codec = self._prefix(table.name, self._known(table.name).generation), codecs(table)
+        rows = [prefixes[crc32(key) % SALTS] + key for key in codec.keys.encode_all(keys)]
+        column = b"%c%b%b" % (len(item), item, stamp)
+        parts = [rows[start : start + _ROWS_A_CALL] for start in range(0, len(rows), _ROWS_A_CALL)]
+        found: dict[bytes, Cells] = {}
+        for part in self._gateway.each(lambda part: self._gateway.rows(self._name, part, column=column), parts):
+            found |= part
+        return [codec.rows.decode(found[row][b"f:" + column].value) if row in found else None for row in rows]
+
+    def drop_item(self, table: Table, item: bytes) -> None:
+        """Remove an item of every key; it must not be used again."""
+        chosen = beginning_with(bytes([len(item)]) + item)
+        for page in self._pages(table, chosen):
+            losers = [(row, column[2:]) for row, cells in page for column in cells]
+            self._gateway.change(self._name, [Change(_FOREVER, deletes=losers)])
+
+    def scan(
+        self, table: Table, item: bytes | None = None, salts: Collection[int] = range(SALTS)
+    ) -> Iterator[pa.RecordBatch]:
+        """All rows, in no order, in the columns that `write` takes; or those of one item, and those whose keys have
+        one of these salts, so that several processes may share the work."""
         columns = columns_of(table)
+        chosen = None if item is None else beginning_with(bytes([len(item)]) + item)
         rows: list[tuple[Any, ...]] = []
-        for found in self._pages(table):
+        for found in self._pages(table, chosen, salts):
             for row, cells in found:
                 rows += _decoded(table, row[9:], cells)
             if len(rows) >= _ROWS_A_CALL:
@@ -186,7 +219,10 @@ class HBaseOnlineStore:
                 yield Change(timestamp, [puts[n] for n in order[start : min(start + step, end)].tolist()], ttl=ttl)
 
     def _tidy(self, table: Table, head: _Head, keys: Iterable[bytes], keep_from: bytes) -> None:
-        """Remove the items below `keep_from` of these keys, and what lost; without one, what lost, of some."""
+        """Remove the items below `keep_from` of these keys, and what lost. Without one, in a table without items, what
+        lost of some keys: to read all items of a key only to look for losers costs more than they do."""
+        if table.items and not keep_from:
+            return
         prefixes = self._prefix(table.name, head.generation)
         chosen = keys if keep_from else [key for key in keys if random.random() < _TIDIED]
         rows = [prefixes[crc32(key) % SALTS] + key for key in chosen]
@@ -255,12 +291,14 @@ class HBaseOnlineStore:
         prefixes = self._prefix(table.name, head.generation)
         return [prefixes[crc32(key) % SALTS] + key for key in codecs(table).keys.encode_all(keys)]
 
-    def _pages(self, table: Table) -> Iterator[list[tuple[bytes, Cells]]]:
-        """The rows of a table, salt by salt."""
+    def _pages(
+        self, table: Table, chosen: bytes | None = None, salts: Collection[int] = range(SALTS)
+    ) -> Iterator[list[tuple[bytes, Cells]]]:
+        """The rows of a table, salt by salt, and of them the columns that a filter chooses."""
         try:
-            head = self._look(table.name)
-            for prefix in self._prefix(table.name, head.generation):
-                for page in self._gateway.scan(self._name, prefix):
+            prefixes = self._prefix(table.name, self._look(table.name).generation)
+            for salt in salts:
+                for page in self._gateway.scan(self._name, prefixes[salt], chosen):
                     yield [(row.row, row.columns) for row in page]
         except NoSuchTableError:
             return

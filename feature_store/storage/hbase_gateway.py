@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -41,6 +42,7 @@ _PORT = 9090
 SALTS = 64
 """What the first byte of a row's key may be: 0 to 63, so that many regions share the load at most."""
 
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _ROWS_A_PAGE, _LARGEST_PAGE, _BYTES_A_PAGE = 100, 2_000, 4 << 20
 _WORKERS = 4
 """Calls of one write that go on at once, each over a connection of its own."""
@@ -76,9 +78,10 @@ service THBaseService {
 class Place:
     """What a URI says: where the gateway is, and how the store behaves there."""
 
-    uri: str
     host: str
     port: int
+    table: str = ""
+    """What the names of HBase tables end with: tables of their own for some rows of a project."""
     timeout: float = 5.0
     """Seconds that one call may take."""
     pool: int = 16
@@ -100,9 +103,9 @@ class Place:
         try:
             parts = urlsplit(uri)
             found = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
-            if not parts.hostname or parts.username or parts.path.strip("/"):
-                raise ValueError("it is not of the form hbase://HOST:PORT?OPTION=VALUE")
-            place = Place(uri.partition("?")[0], parts.hostname, parts.port or _PORT, **_options(found))
+            if not parts.hostname or parts.username:
+                raise ValueError("it is not of the form hbase://HOST:PORT[/TABLE]?OPTION=VALUE")
+            place = Place(parts.hostname, parts.port or _PORT, parts.path.strip("/"), **_options(found))
             place._check()
         except (ValueError, TypeError, KeyError, DefinitionError) as error:
             text = f"there is no option {error}" if isinstance(error, KeyError) else str(error)
@@ -119,10 +122,15 @@ class Place:
             raise ValueError("pool and versions are at least 1")
         if not 1 <= self.regions <= SALTS:
             raise ValueError(f"regions={self.regions} is not between 1 and {SALTS}")
-        if not self.prefix.replace("_", "a").replace("-", "a").replace(".", "a").isalnum() or not self.prefix.isascii():
-            raise ValueError(f'prefix "{self.prefix}" has signs other than letters, digits, "_", "-" and "."')
+        for what, name in (("prefix", self.prefix), ("table", self.table or "none")):
+            if not _NAME.fullmatch(name):
+                raise ValueError(f'the {what} "{name}" has signs other than letters, digits, "_", "-" and "."')
         if self.admin is not None and not self.admin.rpartition(":")[2].isdigit():
             raise ValueError(f'admin "{self.admin}" is not HOST:PORT')
+
+    def name(self, project: str) -> bytes:
+        """The name of a project's HBase table here."""
+        return ".".join(filter(None, (self.prefix, project, self.table))).encode()
 
     @property
     def where(self) -> str:
@@ -182,15 +190,19 @@ class Gateway:
     def __post_init__(self) -> None:
         self._free = threading.BoundedSemaphore(self.place.pool)
 
-    def rows(self, table: bytes, keys: list[bytes], before: int | None = None) -> dict[bytes, Cells]:
-        """The rows that are there, by key, in one round trip: cells with a timestamp below `before`, or all."""
+    def rows(
+        self, table: bytes, keys: list[bytes], before: int | None = None, column: bytes | None = None
+    ) -> dict[bytes, Cells]:
+        """The rows that are there, by key, in one round trip: cells with a timestamp below `before`, of one column; or
+        all."""
         if not keys:
             return {}
+        columns = [_FAMILY if column is None else b"f:" + column]
 
         def talk(connection: Connection) -> Any:
             if before is None:
-                return connection.client.getRowsWithColumns(table, keys, [_FAMILY], {})
-            return connection.client.getRowsWithColumnsTs(table, keys, [_FAMILY], before, {})
+                return connection.client.getRowsWithColumns(table, keys, columns, {})
+            return connection.client.getRowsWithColumnsTs(table, keys, columns, before, {})
 
         return {row.row: row.columns for row in self._in(table, talk)}
 

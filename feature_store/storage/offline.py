@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -28,6 +28,9 @@ from feature_store.errors import (
 from feature_store.storage.remote import file_info, is_uri, remove, storage_options, unavailable
 from feature_store.types import Schema
 
+if TYPE_CHECKING:
+    from feature_store.storage.hbase_snapshots import HBaseSnapshots
+
 _COMMIT_RETRIES = 50
 _FIRST_RETRIES = 5
 _LOG_FOLDER = "_delta_log"
@@ -43,7 +46,11 @@ class OfflineStore:
     changed the same partition meanwhile.
     """
 
-    def __init__(self, location: str, root: Path) -> None:
+    def __init__(
+        self, location: str, root: Path, elsewhere: Callable[[str], HBaseSnapshots | None] = lambda table: None
+    ) -> None:
+        self.elsewhere = elsewhere
+        """What keeps the snapshots of a table that rests in HBase instead, None for one that rests here."""
         self.location = location.rstrip("/") if is_uri(location) else str((root / location).resolve())
         self._options = storage_options(location) or None
 
@@ -115,6 +122,8 @@ class OfflineStore:
 
     def drop(self, table: str) -> None:
         """Remove a table and its files, and the folders that are empty then; nothing happens if there is none."""
+        if snapshots := self.elsewhere(table):
+            snapshots.drop()
         path = self.path(table)
         with _mapped(path):
             if is_uri(path):

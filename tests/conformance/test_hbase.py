@@ -272,7 +272,7 @@ def test_threads_never_read_each_others_replies(hbase_url: str) -> None:
 @pytest.mark.parametrize(
     "uri",
     [
-        "hbase://", "hbase://h/db", "hbase://h:port", "hbase://user@h", "hbase://h?timeout=long", "hbase://h?timeout=0",
+        "hbase://", "hbase://h/a/b", "hbase://h:port", "hbase://user@h", "hbase://h?timeout=long", "hbase://h?timeout=0",
         "hbase://h?a=1", "hbase://h?regions=65", "hbase://h?versions=0", "hbase://h?ttl=soon", "hbase://h?prefix=a/b",
         "hbase://h?admin=h", "hbase://h?pool=0", "hbase://h?pool",
     ],

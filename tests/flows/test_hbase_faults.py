@@ -167,7 +167,7 @@ def test_a_server_that_hangs_times_out_and_replies_never_mix(hbase: HBaseServer,
     try:
         begun = time.monotonic()
         with pytest.raises(StoreUnavailableError, match="did not answer in time"):
-            store.read([(USERS, [(1,)])])
+            read_on(store)
         assert time.monotonic() - begun < 5
     finally:
         hbase.pause(name, False)
@@ -175,6 +175,12 @@ def test_a_server_that_hangs_times_out_and_replies_never_mix(hbase: HBaseServer,
     for key in range(50):
         wait_for(lambda key=key: answers(store, key))  # type: ignore[misc]
     store.close()
+
+
+def read_on(store: HBaseOnlineStore) -> None:
+    """Read until that fails: a process stops a moment after it is told to."""
+    while True:
+        store.read([(USERS, [(1,)])])
 
 
 def answers(store: HBaseOnlineStore, key: int) -> bool:
