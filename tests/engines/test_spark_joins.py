@@ -149,7 +149,7 @@ EVERY = {
     "s": (STRING, ["用户", "", None]),
     "raw": (BYTES, [b"\x00\xff", b"", None]),
     "flag": (BOOL, [True, False, None]),
-    "then": (TIMESTAMP, [datetime(2026, 1, 1, 1, 2, 3, 4, UTC), datetime(1969, 12, 31, 23, 59, tzinfo=UTC), None]),
+    "moment": (TIMESTAMP, [datetime(2026, 1, 1, 1, 2, 3, 4, UTC), datetime(1969, 12, 31, 23, 59, tzinfo=UTC), None]),
     "day": (DATE, [date(2026, 2, 28), date(1969, 12, 31), None]),
     "amount": (decimal(38, 9), [Decimal("12345678901234567890123456789.123456789"), Decimal("-0.000000001"), None]),
     "tags": (array(STRING), [["a", None], [], None]),

@@ -35,7 +35,7 @@ feature_views:
     entities: [user]
     source: events
     features: [{name: price, type: FLOAT64}, {name: kind, type: STRING, default: none}]
-    ttl: 3d
+    ttl: 12h
   - {name: plain, entities: [user], source: events, features: [{name: amount, type: "DECIMAL(12,2)", column: amount}]}
   - name: moving
     entities: [shop, user]
