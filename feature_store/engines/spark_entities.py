@@ -6,7 +6,7 @@ as they were given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,13 @@ _INSTANTS = {
 _WHOLE = {"tinyint": 1, "smallint": 2, "int": 4, "bigint": 8}
 
 
-def entity_frame(reader: Reader, data: Any) -> Any:
-    """`GIVEN` and `ORDER` of a Spark DataFrame, the path of Parquet or CSV, or what `frames.read_table` takes."""
+def entity_frame(reader: Reader, data: Any, texts: Collection[str] = ()) -> Any:
+    """`GIVEN` and `ORDER` of a Spark DataFrame, the path of Parquet or CSV, or what `frames.read_table` takes; `texts`
+    as there."""
     if is_frame(data):
         return _framed(_adopted(reader, data), _HERE)
     with mapped("the entity rows"):
-        return _file(reader, str(data)) if isinstance(data, (str, Path)) else _table(reader, read_table(data))
+        return _file(reader, str(data), texts) if isinstance(data, (str, Path)) else _table(reader, read_table(data))
 
 
 def is_frame(data: Any) -> bool:
@@ -118,18 +119,30 @@ def _adopted(reader: Reader, frame: Any) -> Any:
     return reader.session.createDataFrame([], frame.schema).unionAll(frame)
 
 
-def _file(reader: Reader, path: str) -> Any:
+def _file(reader: Reader, path: str, texts: Collection[str]) -> Any:
     if not is_uri(path) and not Path(path).exists():
         raise SourceError(f"there is no file {path}")
     place, read = located(path), reader.session.read
     if path.endswith(".csv"):
-        frame = read.csv(place, header=True, inferSchema=True, escape='"')
+        frame = _csv(reader, place, texts)
         # Whole numbers are INT64 in a table read from CSV, however small they are.
         types = {field.name: field.dataType.simpleString() for field in frame.schema}
         wide = {name: f"CAST({quoted(name)} AS BIGINT)" for name, type_ in types.items() if type_ == "int"}
         return _framed(frame, _IN_FILES, {name: wide.get(name, quoted(name)) for name in frame.columns})
     frame = read.parquet(place)
     return _framed(frame, _IN_FILES, {name: _in_micros(name, _nanoseconds(path)) for name in frame.columns})
+
+
+def _csv(reader: Reader, place: str, texts: Collection[str]) -> Any:
+    """A key such as 00501 is no number, whatever Spark infers."""
+    from pyspark.sql.types import StringType, StructField, StructType
+
+    read = reader.session.read.options(header=True, escape='"')
+    frame = read.csv(place, inferSchema=True)
+    if not texts:
+        return frame
+    fields = [StructField(each.name, StringType()) if each.name in texts else each for each in frame.schema]
+    return read.schema(StructType(fields)).csv(place)
 
 
 def located(path: str) -> str:

@@ -203,11 +203,11 @@ class Joins:
         moment = self._moment(relation)
         asked = self._asked(spine, keys, relation.keys, moment)
         sampled = self._asked(replace(spine, frame=spine.given), keys, relation.keys, moment)
-        hot = _hot([fact, sampled], len(keys), self._spread, max(w.length + w.hop for w in windows))
+        reach = max(window.length + window.hop for window in windows)
+        hot = _hot([fact, sampled], len(keys), self._spread, reach)
         asking = _sliced(asked, len(keys), hot)
         none = [f"CAST(NULL AS {scalar.type.spark}) AS {name}" for name, scalar in values.items()]
         asking = asking.selectExpr(*_keys(keys), _WHEN, _SLICE, f"{_SPINE}.{AT} AS {KNOWN}", *none, _SPINE)
-        reach = max(window.length + window.hop for window in windows)
         fact = _sliced(fact, len(keys), hot, reach).withColumn(_SPINE, _null(asking.schema[_SPINE].dataType))
         group = [*_keys(keys), _SLICE]
         both = fact.unionAll(asking).repartition(*group)

@@ -108,6 +108,12 @@ class Assembly:
         return Schema(tuple(columns))
 
     @property
+    def texts(self) -> frozenset[str]:
+        """The columns of the entity rows that are asked for as text."""
+        needed = [*(lookup.keys for lookup in self.lookups), *(bound.request for bound in self.on_demand)]
+        return frozenset(column.name for schema in needed for column in schema if column.type == STRING)
+
+    @property
     def is_plain(self) -> bool:
         """Whether what was found is the answer as it is."""
         rows = not self.on_demand and not self.statuses

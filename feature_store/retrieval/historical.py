@@ -21,7 +21,6 @@ from feature_store.frames import read_table
 from feature_store.retrieval.assembly import Assembly, HistoricalQuery, Lookup, times_of
 from feature_store.retrieval.job import HistoricalJob, Selection
 from feature_store.retrieval.snapshots import Snapshots
-from feature_store.types import STRING
 
 if TYPE_CHECKING:
     from feature_store.storage.offline import OfflineStore
@@ -87,17 +86,11 @@ class _EmbeddedJob(HistoricalJob):
 
     @cached_property
     def _answer(self) -> pa.Table:
-        entities = read_table(self._given, self._texts)
+        entities = read_table(self._given, self._assembly.texts)
         self._assembly.check(entities.column_names)
         at = times_of(entities)
         found = {lookup.view: self._found(lookup, entities, at) for lookup in self._assembly.lookups}
         return self._assembly.answer(entities, at, found, lambda *given: self._engine_of(None).compute(*given))
-
-    @property
-    def _texts(self) -> set[str]:
-        """The columns of the entity rows that are asked for as text."""
-        needed = [*(lookup.keys for lookup in self._assembly.lookups), *(v.request for v in self._assembly.on_demand)]
-        return {column.name for schema in needed for column in schema if column.type == STRING}
 
     def _found(self, lookup: Lookup, entities: pa.Table, at: pa.Array) -> pa.Table:
         bound = self._catalog.views[lookup.view]

@@ -114,7 +114,7 @@ class SparkJob(HistoricalJob):
         given = self._given
         if isinstance(given, Selection):
             given = self._engine.selected(given.sql, given.sources)
-        frame = entity_frame(self._engine.reader, given)
+        frame = entity_frame(self._engine.reader, given, self._assembly.texts)
         self._assembly.check([field.name for field in frame.schema[GIVEN].dataType])
         keys = {name: (key.name, key.type) for key, name in self._keys.items()}
         with mapped("the entity rows"):

@@ -193,6 +193,21 @@ def test_entity_rows_come_in_many_forms(store: FeatureStore, tmp_path: Path, for
     assert set(found["amount"].to_pylist()) > {None}
 
 
+def test_text_in_a_csv_file_may_look_like_numbers(store: FeatureStore, tmp_path: Path) -> None:
+    (tmp_path / "spine.csv").write_text(
+        'shop,user_id,event_timestamp,note\nx,1,2026-03-09 00:00:00,""\n007,1,2026-03-09 12:00:00,\n'
+    )
+    (tmp_path / "numbers.csv").write_text("shop,user_id,event_timestamp\n007,1,2026-03-09 00:00:00\n")
+    for file in ("spine.csv", "numbers.csv"):
+        found, expected = (
+            store.get_historical_features(tmp_path / file, ["moving:p30d"], engine=engine).to_arrow()
+            for engine in ("spark", "local")
+        )
+        columns = [name for name in expected.column_names if name != "event_timestamp"]  # with a zone, and without
+        same(found.select(columns), expected.select(columns))
+        assert "007" in found["shop"].to_pylist() and found["p30d"][0].as_py() is not None
+
+
 def test_entity_rows_are_a_select_over_sources(store: FeatureStore) -> None:
     sql = "SELECT user_id, at AS event_timestamp, seen_at, price AS paid FROM batch WHERE user_id = 2"
     order = [("event_timestamp", "ascending"), ("seen_at", "ascending"), ("paid", "ascending")]
