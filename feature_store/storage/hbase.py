@@ -7,13 +7,13 @@ key K:
     row key    a salt (0 to 63, a hash of K), 8 bytes that stand for T, K as `keys` encodes it
     column     in a table with items 1 byte with the item's length and the item; then the row's event time and
                created, the 16 bytes that it begins with; perhaps 8 bytes more, see below
-    timestamp  the event time in milliseconds, rounded down to the hour (0 before 1970)
+    timestamp  the event time in milliseconds, rounded down to the day (0 before 1970)
     value      the row as `rows` encodes it
 
 A column is written once and never changes its meaning, so the order of writes cannot matter: a reader takes the column
 that is greatest, which is the greatest (event time, created), and of two equal ones HBase keeps the later write. The
 rows that lost are history, as many as `versions` says; writes tidy some of their keys. Timestamps are rounded
-because the Thrift gateway takes one for a whole batch: rows of an hour travel together. They serve `ttl`, which goes
+because the Thrift gateway takes one for a whole batch: rows of a day travel together. They serve `ttl`, which goes
 with each cell, so that views with different ones share the table; what comes first, `ttl` or the views' own maximum
 age, decides between NOT_FOUND and OUTSIDE_MAX_AGE.
 
@@ -63,7 +63,7 @@ _TIDIED = 1 / 8
 _LOOK_AGAIN_AFTER = 1.0
 """Seconds until a reader asks whether somebody dropped the table."""
 
-_HOUR_MS = 3_600_000
+_DAY_MS = 86_400_000
 _SIGN = 2**63
 _FOREVER = 2**63 - 2
 """A timestamp behind all others; the very last one means now."""
@@ -214,7 +214,7 @@ class HBaseOnlineStore:
         for first, end in zip(firsts, [*firsts[1:], len(puts)], strict=True):
             timestamp = int(timestamps[order[first]])
             # Before 1970 the timestamp is not the time, so nothing can expire by it.
-            ttl = None if self._place.ttl is None or not timestamp else self._place.ttl // 1000 + _HOUR_MS
+            ttl = None if self._place.ttl is None or not timestamp else self._place.ttl // 1000 + _DAY_MS
             for start in range(first, end, step):
                 yield Change(timestamp, [puts[n] for n in order[start : min(start + step, end)].tolist()], ttl=ttl)
 
@@ -359,13 +359,13 @@ def _timestamps(rows: Sequence[bytes]) -> np.ndarray[Any, Any]:
     """The timestamps of encoded rows."""
     event_times = np.frombuffer(b"".join([row[1:9] for row in rows]), ">u8").astype(np.uint64) ^ np.uint64(_SIGN)
     milliseconds = np.maximum(event_times.view(np.int64), 0) // 1000
-    rounded: np.ndarray[Any, Any] = milliseconds - milliseconds % _HOUR_MS
+    rounded: np.ndarray[Any, Any] = milliseconds - milliseconds % _DAY_MS
     return rounded
 
 
 def _timestamp(event_time: int) -> int:
     milliseconds = max(event_time, 0) // 1000
-    return milliseconds - milliseconds % _HOUR_MS
+    return milliseconds - milliseconds % _DAY_MS
 
 
 def _item(column: bytes) -> bytes:

@@ -51,7 +51,7 @@ def raw_rows(uri: str, project: str, table: Table) -> dict[tuple[bytes, bytes], 
                 stamp = column[FIRST + len(item) :] if table.items else column[2:]
                 assert value[1:17] == stamp[:16]
                 event_time = int.from_bytes(stamp[:8], "big") - 2**63
-                assert timestamp == max(event_time, 0) // 3_600_000_000 * 3_600_000
+                assert timestamp == max(event_time, 0) // 86_400_000_000 * 86_400_000
                 rows[row[9:], item] = value
     return rows
 
@@ -153,19 +153,19 @@ def test_what_lost_is_tidied_away(hbase_url: str) -> None:
 
 
 def test_cells_have_event_times_and_salts(hbase_url: str) -> None:
-    store, hour = store_of(hbase_url), 3_600_000_000
-    store.write(USERS, users(*((key, key * hour + 1234, key) for key in range(500))))
+    store, day = store_of(hbase_url), 86_400_000_000
+    store.write(USERS, users(*((key, key * day + 1234, key) for key in range(500))))
     rows = cells_of(hbase_url)
     times = {timestamp for _, cells in rows for _, timestamp in cells.values()}
-    assert times == {key * 3_600_000 for key in range(500)}
+    assert times == {key * 86_400_000 for key in range(500)}
     assert len({row[0] for row, _ in rows}) == 64
     assert max(row[0] for row, _ in rows) == 63
     store.close()
 
 
 def test_reads_as_of_a_time(hbase_url: str) -> None:
-    store, hour = store_of(hbase_url, "versions=100"), 3_600_000_000
-    times = [-7, 0, 5, 6, hour - 1, hour, 3 * hour + 2]
+    store, day = store_of(hbase_url, "versions=100"), 86_400_000_000
+    times = [-7, 0, 5, 6, day - 1, day, 3 * day + 2]
     for n in (3, 0, 6, 2, 5, 1, 4):
         store.write(USERS, rows_of(USERS, [Entry((1,), times[n], 9 - n, (n, "")), Entry((2,), times[n], 0, (n, ""))]))
     for at in {instant + step for instant in times for step in (-1, 0, 1)}:
@@ -189,12 +189,12 @@ def test_rows_expire_by_their_event_time(hbase_url: str) -> None:
     """Two views with different `ttl` share the HBase table; what is before 1970 has no time to expire by."""
     day, now = 86_400_000_000, time.time_ns() // 1000
     store, other = store_of(hbase_url, "ttl=10d"), store_of(hbase_url, "ttl=1000d")
-    rows = users((1, now, 1), (2, now - 9 * day, 2), (3, now - 11 * day, 3), (4, -now, 4))
+    rows = users((1, now, 1), (2, now - 9 * day, 2), (3, now - 12 * day, 3), (4, -now, 4))
     store.write(USERS, rows)
     found = store.read([(USERS, [(1,), (2,), (3,), (4,)])])[0]
     assert [row and row.values[0] for row in found if row is None or isinstance(row, Row)] == [1, 2, None, 4]
     other.write(USERS, rows)
-    assert other.read([(USERS, [(3,)])]) == [[Row(now - 11 * day, 0, (3, ""))]]
+    assert other.read([(USERS, [(3,)])]) == [[Row(now - 12 * day, 0, (3, ""))]]
     store.close()
     other.close()
 
