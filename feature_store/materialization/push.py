@@ -23,9 +23,9 @@ from feature_store.definitions.tables import is_snapshot, latest_table, tile_tab
 from feature_store.errors import InvalidInputError, NotFoundError, nearest
 from feature_store.expressions.aggregates import aggregate_of, distinct, fragment_item
 from feature_store.expressions.instants import DAY, MINUTE, to_iso
-from feature_store.expressions.relations import Computed, LatestRow, Rows, Window, Windows
-from feature_store.expressions.scalars import Scalar, compile_rows
+from feature_store.expressions.relations import LatestRow, Rows, Window, Windows
 from feature_store.frames import conform, read_table
+from feature_store.materialization.events import Events, columns_of, scalars_of
 from feature_store.storage.online import CREATED, EVENT_TIME, ITEM, NO_CREATED, OnlineStore, Table
 from feature_store.storage.rows import raw_type, to_arrow
 from feature_store.types import TIMESTAMP, Column, Schema
@@ -37,9 +37,6 @@ EVENT_ID = "__event_id"
 FARTHEST_AHEAD = 10 * MINUTE
 LATEST_YEAR = 2200
 _LATEST = 84_006 * DAY  # the start of 2200
-
-Raw = dict[str, list[Any]]
-"""Columns of raw row values."""
 
 
 class Destination(StrEnum):
@@ -96,14 +93,15 @@ class Pusher:
             )
         views = [view for view in self._catalog.views.values() if rows in view.inputs]
         data = read_table(data)
-        events = _Events(rows, self._checked(source, rows, views, data), source)
+        events = Events(rows, self._checked(source, rows, views, data))
         if not len(events):
             return 0
+        ids = _identities(events.table, rows)
         views += [view for view in self._earlier.values() if _takes(view, rows, data.column_names)]
         # Wherever they go: what a view cannot compute online could not be computed from the log either, for good.
-        written = [(view, *part) for view in views for part in _stored(view, events)]
+        written = [(view, *part) for view in views for part in _stored(view, events, ids)]
         if to is not Destination.ONLINE:
-            self._offline.append(push_log(name), events.table.append_column(EVENT_ID, pa.array(events.ids)))
+            self._offline.append(push_log(name), events.table.append_column(EVENT_ID, pa.array(ids)))
         if to is not Destination.OFFLINE:
             for view, table, out in written:
                 if view.view.online:
@@ -154,7 +152,7 @@ class Pusher:
         assert rows.timestamp is not None
         what = f'source "{source.name}"'
         keys = {key for view in views for key in view.keys.names}
-        used = {rows.timestamp, *keys, *rows.unique} | {name for view in views for name in _columns(view)}
+        used = {rows.timestamp, *keys, *rows.unique} | {name for view in views for name in columns_of(view)}
         if rows.created:
             used.discard(rows.created)
         table = conform(read_table(data), rows.schema, what, optional=frozenset(set(rows.schema.names) - used))
@@ -167,45 +165,11 @@ class Pusher:
         self._online.write(table, rows)
 
 
-class _Events:
-    """Checked rows of a source, with their times and identities."""
-
-    def __init__(self, rows: Rows, table: pa.Table, source: Source) -> None:
-        assert rows.timestamp is not None
-        ids = _identities(table, rows)
-        if rows.created:
-            index = table.schema.get_field_index(rows.created)
-            now = pa.scalar(time.time_ns() // 1000, pa.int64()).cast(TIMESTAMP.arrow)
-            created = pc.fill_null(table[rows.created].cast(TIMESTAMP.arrow), now).cast(table.schema.field(index).type)
-            table = table.set_column(index, rows.created, created)
-        self.table, self.ids = table, ids
-        self._created = rows.created
-        self.times = _micros(table[rows.timestamp])
-        self.created = _micros(table[rows.created]) if rows.created else [NO_CREATED] * table.num_rows
-        self.raw: Raw = {
-            column.name: table[column.name].cast(raw_type(column.type)).to_pylist() for column in rows.schema
-        }
-
-    def __len__(self) -> int:
-        return int(self.table.num_rows)
-
-    def evaluate(self, scalar: Scalar) -> list[Any]:
-        """An expression over the events, as raw row values."""
-        names = sorted(scalar.columns) or [next(iter(self.raw))]
-        return compile_rows(scalar, names)([self.raw[name] for name in names])
-
-    def compute(self, value: Computed) -> pa.Array:
-        return to_arrow(self.evaluate(value.scalar), value.type)
-
-    def stamps(self) -> dict[str, pa.Array]:
-        return {EVENT_TIME: pa.array(self.times, pa.int64()), CREATED: pa.array(self.created, pa.int64())}
-
-
 def _takes(earlier: BoundView, rows: Rows, given: Collection[str]) -> bool:
     """Whether an earlier version of a view can be computed from pushed rows of its source as the source is now."""
     for then in earlier.inputs:
         if then.name == rows.name and replace(then, schema=rows.schema) == rows:
-            used = {*earlier.keys.names, *_columns(earlier)}
+            used = {*earlier.keys.names, *columns_of(earlier)}
             return used <= set(given) and all(then.schema.get(name) == rows.schema.get(name) for name in used)
     return False
 
@@ -228,41 +192,42 @@ def _finished(bound: BoundView, data: pa.Table) -> pa.Table:
     return pa.table(out)
 
 
-def _stored(bound: BoundView, events: _Events) -> list[tuple[Table, pa.Table]]:
+def _stored(bound: BoundView, events: Events, ids: Sequence[str]) -> list[tuple[Table, pa.Table]]:
     """What events are in a view's online tables: nothing in those of snapshots, which are taken of the log. An error
     where an expression of the view cannot be computed."""
     relation = bound.relation
     if isinstance(relation, LatestRow):
-        out = {key.name: events.table[key.name].cast(key.type.arrow) for key in bound.keys}
-        out |= {value.name: events.compute(value) for value in relation.values}
-        return [(latest_table(bound), pa.table(out | events.stamps()))]
+        return [(latest_table(bound), events.latest(bound.keys, relation.values))]
     if is_snapshot(bound) or not isinstance(relation, Windows):
-        for scalar in _scalars(bound):
+        for scalar in scalars_of(bound):
             events.evaluate(scalar)
         return []
     parts = []
     for level in relation.levels:
         table = tile_table(bound, level)
-        parts.append((table, _fragments(bound, relation.at_level(level), events, table)))
+        parts.append((table, _fragments(bound, relation.at_level(level), events, ids, table)))
     return parts
 
 
-def _fragments(bound: BoundView, windows: Sequence[Window], events: _Events, table: Table) -> pa.Table:
+def _fragments(
+    bound: BoundView, windows: Sequence[Window], events: Events, ids: Sequence[str], table: Table
+) -> pa.Table:
     """Each event as a tile of its own: its lifted states, under an item of its time and identity."""
     states: list[list[Any]] = []
+    times, stamps = events.times.tolist(), events.created.tolist()
     for window in distinct(windows):
         aggregate = aggregate_of(window)
         values = events.evaluate(window.value) if window.value else [1] * len(events)
         counts = events.evaluate(window.where) if window.where else [True] * len(events)
         lifted = [
             aggregate.lift(value, at, created) if counted else aggregate.identity
-            for value, counted, at, created in zip(values, counts, events.times, events.created, strict=True)
+            for value, counted, at, created in zip(values, counts, times, stamps, strict=True)
         ]
         states.extend([list(part) for part in zip(*lifted, strict=True)])
-    columns = zip(table.values, [*states, events.times], strict=True)
-    out = {key.name: events.table[key.name].cast(key.type.arrow) for key in bound.keys}
+    columns = zip(table.values, [*states, times], strict=True)
+    out = events.keys(bound.keys)
     out |= {column.name: to_arrow(values, column.type) for column, values in columns}
-    items = [fragment_item(at, bytes.fromhex(id_)) for at, id_ in zip(events.times, events.ids, strict=True)]
+    items = [fragment_item(at, bytes.fromhex(id_)) for at, id_ in zip(times, ids, strict=True)]
     return pa.table(out | events.stamps() | {ITEM: pa.array(items, pa.binary())})
 
 
@@ -281,21 +246,6 @@ def _identities(table: pa.Table, rows: Rows) -> list[str]:
     return ids
 
 
-def _scalars(view: BoundView) -> list[Scalar]:
-    """The expressions over a source's columns that a view computes with."""
-    relation = view.relation
-    if isinstance(relation, LatestRow):
-        return [value.scalar for value in relation.values]
-    if isinstance(relation, Windows):
-        return [scalar for window in relation.windows for scalar in (window.value, window.where) if scalar]
-    return []
-
-
-def _columns(view: BoundView) -> set[str]:
-    """The source columns that a view computes with."""
-    return {name for scalar in _scalars(view) for name in scalar.columns}
-
-
 def _micros(column: pa.ChunkedArray) -> list[int]:
     values: list[int] = column.cast(TIMESTAMP.arrow).cast(pa.int64()).to_pylist()
     return values
@@ -303,7 +253,7 @@ def _micros(column: pa.ChunkedArray) -> list[int]:
 
 def _renamed(table: pa.Table, names: Mapping[str, str]) -> pa.Table:
     """Feast's names for the time columns stand for the source's, where the table does not have those."""
-    return table.rename_columns(
+    return table.renamecolumns_of(
         [
             names[name] if name in names and names[name] not in table.column_names else name
             for name in table.column_names

@@ -1,0 +1,112 @@
+"""Checked rows of a source on their way into online tables, with what views compute over them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from feature_store.definitions.catalog import BoundView
+from feature_store.expressions.relations import Computed, LatestRow, Rows, Windows
+from feature_store.expressions.scalars import Ref, Scalar, compile_rows
+from feature_store.storage.online import CREATED, EVENT_TIME, NO_CREATED
+from feature_store.storage.rows import raw_type, to_arrow
+from feature_store.types import TIMESTAMP, Schema
+
+Ints = NDArray[np.int64]
+
+
+class Events:
+    """Rows in the schema of a source: none without an event time, `created` filled with the clock where it is null."""
+
+    def __init__(self, rows: Rows, table: pa.Table) -> None:
+        assert rows.timestamp is not None
+        self.rows, self.table = rows, _with_created(rows, table)
+        self._raw: dict[str, list[Any]] = {}
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @cached_property
+    def times(self) -> Ints:
+        """Event times in microseconds."""
+        return _micros(self.table[self.rows.timestamp])
+
+    @cached_property
+    def created(self) -> Ints:
+        """Created times in microseconds, `NO_CREATED` where the source has none."""
+        if self.rows.created is None:
+            return np.full(len(self), NO_CREATED)
+        return _micros(self.table[self.rows.created])
+
+    def raw(self, name: str) -> list[Any]:
+        """A column as raw row values."""
+        if name not in self._raw:
+            column = self.rows.schema.get(name) or TIMESTAMP
+            self._raw[name] = self.table[name].cast(raw_type(column)).to_pylist()
+        return self._raw[name]
+
+    def evaluate(self, scalar: Scalar) -> list[Any]:
+        """An expression over the events, as raw row values."""
+        names = sorted(scalar.columns) or [self.rows.schema.names[0]]
+        return compile_rows(scalar, names)([self.raw(name) for name in names])
+
+    def compute(self, scalar: Scalar) -> pa.Array:
+        """An expression over the events, as an Arrow array of its type."""
+        if isinstance(scalar, Ref) and self.rows.schema.get(scalar.name) == scalar.type:
+            return _one_chunk(self.table[scalar.name].cast(scalar.type.arrow))
+        return to_arrow(self.evaluate(scalar), scalar.type)
+
+    def keys(self, schema: Schema) -> dict[str, pa.Array]:
+        """The key columns of a view, in their types."""
+        return {key.name: _one_chunk(self.table[key.name].cast(key.type.arrow)) for key in schema}
+
+    def stamps(self) -> dict[str, pa.Array]:
+        """The columns of times that an online table takes."""
+        return {EVENT_TIME: pa.array(self.times), CREATED: pa.array(self.created)}
+
+    def latest(self, keys: Schema, values: Sequence[Computed]) -> pa.Table:
+        """Each event as a row of a view over columns."""
+        computed = {value.name: self.compute(value.scalar) for value in values}
+        return pa.table(self.keys(keys) | computed | self.stamps())
+
+
+def scalars_of(view: BoundView) -> list[Scalar]:
+    """The expressions over a source's columns that a view computes with."""
+    relation = view.relation
+    if isinstance(relation, LatestRow):
+        return [value.scalar for value in relation.values]
+    if isinstance(relation, Windows):
+        return [scalar for window in relation.windows for scalar in (window.value, window.where) if scalar]
+    return []
+
+
+def columns_of(view: BoundView) -> set[str]:
+    """The source columns that a view computes with."""
+    return {name for scalar in scalars_of(view) for name in scalar.columns}
+
+
+def _with_created(rows: Rows, table: pa.Table) -> pa.Table:
+    """The time at which the platform learnt of a row is now, where nobody says."""
+    if rows.created is None or not table[rows.created].null_count:
+        return table
+    index = table.schema.get_field_index(rows.created)
+    now = pa.scalar(time.time_ns() // 1000, pa.int64()).cast(TIMESTAMP.arrow)
+    filled = pc.fill_null(table[rows.created].cast(TIMESTAMP.arrow), now).cast(table.schema.field(index).type)
+    return table.set_column(index, rows.created, filled)
+
+
+def _micros(column: pa.ChunkedArray) -> Ints:
+    micros: Ints = column.cast(TIMESTAMP.arrow).cast(pa.int64()).to_numpy()
+    return micros
+
+
+def _one_chunk(column: Any) -> pa.Array:
+    found = column.combine_chunks()
+    return found if isinstance(found, pa.Array) else pa.concat_arrays(found.chunks)
