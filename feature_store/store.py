@@ -29,13 +29,13 @@ from feature_store.definitions.difference import Node, Plan, Stored, bound_of, d
 from feature_store.definitions.directory import Directory
 from feature_store.definitions.lineage import Edge, lineage
 from feature_store.definitions.serving import roles_after, served_after, serving_catalog
-from feature_store.definitions.tables import snapshots_path, tables_of
+from feature_store.definitions.tables import push_log, snapshots_path, stream_log, tables_of
 from feature_store.errors import InvalidInputError, Location, NotFoundError, SettingsError, UsageError, nearest
 from feature_store.expressions.instants import instant, to_iso
 from feature_store.expressions.relations import Rows
 from feature_store.materialization.backfill import Backfill
 from feature_store.materialization.batch import Materializer, Report
-from feature_store.materialization.push import Destination, Pusher, push_log
+from feature_store.materialization.push import Destination, Pusher
 from feature_store.materialization.rollout import KEPT_FOR, Rollout
 from feature_store.materialization.sinks import Address
 from feature_store.plugins import check_online_store, open_online_store
@@ -241,7 +241,7 @@ class FeatureStore(Directory):
             self.project,
             definitions,
             root=self.root,
-            pushed=lambda source: self.offline_store.path(push_log(source)),
+            offline=lambda table: self.offline_store.path(table),
             timezone=timezone or self.settings.timezone,
             schema_of=schema_of,
             locations=locations,
@@ -357,7 +357,7 @@ class FeatureStore(Directory):
             holds = bound_of(then, FeatureView.kind, name)
             stored[FeatureView.kind, name] = Stored(through=at, holds=holds)
         for name, source in catalog.sources.items():
-            if source.stream and source.stream.push and self.offline_store.exists(push_log(name)):
+            if source.stream and any(map(self.offline_store.exists, (push_log(name), stream_log(name)))):
                 stored[Source.kind, name] = Stored()
         return stored
 
@@ -575,6 +575,7 @@ class FeatureStore(Directory):
         for record in state.records:
             if record.kind == Source.kind:
                 self.offline_store.drop(push_log(record.name))
+                self.offline_store.drop(stream_log(record.name))
         self.registry.drop()
         with self._lock:
             self._state = self._catalog = self._serving = None

@@ -276,7 +276,7 @@ feature_view:
         "ads",
         repo.definitions,
         root=repo.root,
-        pushed=lambda name: name,
+        offline=str,
         timezone="UTC",
         schema_of=lambda rows: schema,
         locations=repo.locations,

@@ -15,6 +15,7 @@ from feature_store.definitions.checks import Declared, check, in_order
 from feature_store.definitions.conversions import some
 from feature_store.definitions.places import Locations, locate
 from feature_store.definitions.source import Source
+from feature_store.definitions.tables import push_log, stream_log
 from feature_store.errors import SourceError, nearest
 from feature_store.expressions.relations import Rows
 from feature_store.types import Column, Schema
@@ -24,8 +25,8 @@ __all__ = ["BoundOnDemand", "BoundView", "Catalog", "FeatureRef", "Locations", "
 _WORD = re.compile(r"\w+")
 
 
-def rows_of(source: Source, root: Path, pushed: Callable[[str], str], schema: Schema) -> Rows:
-    """The rows of a source; a relative path is below `root`, and `pushed` gives the table of its push log."""
+def rows_of(source: Source, root: Path, offline: Callable[[str], str], schema: Schema) -> Rows:
+    """The rows of a source; a relative path is below `root`, and `offline` tells where an offline table lies."""
     path = source.path
     if path and "://" not in path:
         path = str(root.absolute() / Path(path).expanduser())
@@ -37,7 +38,8 @@ def rows_of(source: Source, root: Path, pushed: Callable[[str], str], schema: Sc
         timestamp=source.timestamp,
         created=source.created,
         unique=source.unique,
-        pushed=pushed(source.name),
+        pushed=offline(push_log(source.name)),
+        streamed=offline(stream_log(source.name)) if source.stream and source.stream.kafka else None,
     )
 
 
@@ -46,7 +48,7 @@ def bind(
     definitions: Sequence[Definition],
     *,
     root: Path,
-    pushed: Callable[[str], str],
+    offline: Callable[[str], str],
     timezone: str,
     schema_of: Callable[[Rows], Schema],
     locations: Locations | None = None,
@@ -55,7 +57,7 @@ def bind(
     `SourceError` for a source that cannot be read. A source that no view uses need not exist yet: its rows
     have only the columns that it declares."""
     declared = check(definitions, locations)
-    rows = _SourceReader(declared, root, pushed, schema_of).rows()
+    rows = _SourceReader(declared, root, offline, schema_of).rows()
     views = {name: bind_view(declared, view, rows, timezone) for name, view in declared.views.items()}
     on_demand: dict[str, BoundOnDemand] = {}
     for item in in_order(declared):
@@ -69,7 +71,7 @@ class _SourceReader:
 
     declared: Declared
     root: Path
-    pushed: Callable[[str], str]
+    offline: Callable[[str], str]
     schema_of: Callable[[Rows], Schema]
 
     def rows(self) -> dict[str, Rows]:
@@ -84,12 +86,12 @@ class _SourceReader:
                 if name in used or name in words:
                     key = "path" if source.path else "table"
                     raise error.at(locate(self.declared.locations, source, key)) from None
-                found[name] = rows_of(source, self.root, self.pushed, _declared_columns(source))
+                found[name] = rows_of(source, self.root, self.offline, _declared_columns(source))
         return found
 
     def _rows(self, source: Source) -> Rows:
         columns = source.columns
-        rows = rows_of(source, self.root, self.pushed, _declared_columns(source))
+        rows = rows_of(source, self.root, self.offline, _declared_columns(source))
         if columns and not (rows.path or rows.table):
             return rows
         try:
@@ -101,7 +103,7 @@ class _SourceReader:
         if not actual.columns:
             return rows  # as it was recorded: not there when it was applied
         if not columns:
-            rows = rows_of(source, self.root, self.pushed, actual)
+            rows = rows_of(source, self.root, self.offline, actual)
         for index, column in enumerate(columns):
             if column.name not in actual:
                 self._missing(source, column.name, actual, "columns", index, "name")

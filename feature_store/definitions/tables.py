@@ -12,7 +12,7 @@ from feature_store.expressions.aggregates import tile_schema
 from feature_store.expressions.instants import SECOND
 from feature_store.expressions.relations import LatestRow, ScheduledQuery, Windows
 from feature_store.storage.online import Key, Table
-from feature_store.types import INT64, STRING, Schema
+from feature_store.types import BYTES, INT64, STRING, Schema
 
 _ONE_ROW = Schema.of(view=STRING, version=STRING)
 
@@ -32,6 +32,11 @@ def tile_table(bound: BoundView, level: int) -> Table:
     values = tile_schema(bound.relation.at_level(level) if isinstance(bound.relation, Windows) else ())
     step = f"{level // SECOND}" if level % SECOND == 0 else f"{level}us"
     return Table(f"{bound.table}@{step}", bound.keys, values, items=True)
+
+
+def seen_table(bound: BoundView) -> Table:
+    """The identities of the events that a stream applied to a temporal view, by time of the event and partition."""
+    return Table(f"{bound.table}.seen", bound.keys, Schema.of(events=BYTES), items=True)
 
 
 def snapshot_table(bound: BoundView) -> Table:
@@ -64,7 +69,8 @@ def tables_of(bound: BoundView) -> tuple[Table, ...]:
     if is_snapshot(bound):
         return (snapshot_table(bound), marker_table(bound), epoch_table(bound))
     assert isinstance(bound.relation, Windows)
-    return (*(tile_table(bound, level) for level in bound.relation.levels), epoch_table(bound))
+    seen = [seen_table(bound)] if bound.relation.rows.streamed and bound.relation.rows.unique else []
+    return (*(tile_table(bound, level) for level in bound.relation.levels), *seen, epoch_table(bound))
 
 
 VALID_FROM = "valid_from"
@@ -74,3 +80,13 @@ VALID_FROM = "valid_from"
 def snapshots_path(bound: BoundView) -> str:
     """The offline table that keeps every snapshot of a scheduled query, as it was served."""
     return f"snapshots/{bound.view.name}/{bound.version}"
+
+
+def push_log(source: str) -> str:
+    """The offline table of a source's pushed rows."""
+    return f"push/{source}"
+
+
+def stream_log(source: str) -> str:
+    """The offline table of the rows that a stream read from a source's topic."""
+    return f"stream/{source}"

@@ -42,16 +42,22 @@ class Files:
 
 
 def find_files(rows: Rows) -> tuple[Files, ...]:
-    """What the rows are read from now: their path, then the log of pushed rows where there is one."""
+    """What the rows are read from now: their path, then the logs of pushed and of streamed rows where there are any."""
     if rows.table is not None:
         raise SourceError(
             f'source "{rows.name}" is the metastore table {rows.table}, which the local engine cannot read',
             hint="Give the source a path, or run its views with engine: spark",
         )
     found = [_at(rows.name, rows.path)] if rows.path is not None else []
-    if rows.pushed is not None and is_delta(rows.pushed):
-        found.append(Files(rows.pushed, "delta", delta_files(rows.pushed)))
+    for log in (rows.pushed, rows.streamed if _is_needed(rows) else None):
+        if log is not None and is_delta(log):
+            found.append(Files(log, "delta", delta_files(log)))
     return tuple(found)
+
+
+def _is_needed(rows: Rows) -> bool:
+    """Whether what a stream read has rows to read, or tells which others not to."""
+    return rows.before is None or bool(rows.unique) or any(offset > 0 for _, offset in rows.before)
 
 
 def _at(name: str, path: str) -> Files:

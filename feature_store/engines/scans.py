@@ -24,6 +24,12 @@ from feature_store.types import Schema, Type
 EVENT_ID = "__event_id"
 """The column of the log of pushed rows that identifies an event: rows equal in it count once."""
 
+PARTITION, OFFSET = "__partition", "__offset"
+"""The columns of the log of streamed rows that say where in the topic a row was."""
+
+OF_STREAM = "__of_stream"
+"""Whether a row is one that a stream counts."""
+
 TIME, KNOWN = "__t", "__c"
 """Event time and created time (null where unknown) as they are read, in microseconds."""
 
@@ -58,6 +64,11 @@ class Part:
     def is_log(self) -> bool:
         """Whether these are the rows that came by push."""
         return self.files.path == self.rows.pushed
+
+    @property
+    def of_stream(self) -> str | None:
+        """A condition for the rows that a stream counts, and batch does not; None where there can be none."""
+        return counted_by_stream(self.rows, self.files.path)
 
     @cached_property
     def relation(self) -> str:
@@ -208,7 +219,7 @@ class Scan:
             return self._nothing(names, stamped)
         if once and self.rows.unique:
             columns = list(self.rows.schema.names)
-            every = " UNION ALL ".join(self._typed(part, columns, opaque=opaque) for part in self.parts)
+            every = " UNION ALL ".join(self._typed(part, columns, opaque=opaque, marked=True) for part in self.parts)
             first = _first_of_each(every, self.rows, listed(map(quoted, self.rows.unique)))
             return self._of_typed(first, names, since, until, stamped)
         return " UNION ALL ".join(
@@ -255,7 +266,9 @@ class Scan:
         until: int | None = None,
         stamped: bool = False,
         opaque: Collection[str] = (),
+        marked: bool = False,
     ) -> str:
+        """SQL for columns of a part. Rows that a stream counts are left out, or `marked` where that can be."""
         selected = [f"{part.expression(name, name in opaque)} AS {quoted(name)}" for name in names]
         if stamped:
             for short in (TIME, KNOWN):
@@ -263,6 +276,10 @@ class Scan:
                 selected.append(f"{part.micros(column) if column else 'CAST(NULL AS BIGINT)'} AS {short}")
         bounded = stamped or since is not None or until is not None
         condition = part.within(since, until) if bounded else "true"
+        if marked and self.rows.before is not None:
+            selected.append(f"{part.of_stream or 'false'} AS {OF_STREAM}")
+        elif part.of_stream:
+            condition += f" AND NOT {part.of_stream}"
         return f"SELECT {listed(selected)} FROM {part.relation} WHERE {condition}"
 
 
@@ -271,7 +288,18 @@ def _first_of_each(relation: str, rows: Rows, identity: str) -> str:
     order += [name for name in rows.schema.names if name not in order]
     typed = ((quoted(name), rows.schema.get(name)) for name in order)
     keys = listed(f"{duckdb_order(name, type_) if type_ else name} NULLS FIRST" for name, type_ in typed)
-    return f"SELECT * FROM ({relation}) QUALIFY row_number() OVER (PARTITION BY {identity} ORDER BY {keys}) = 1"
+    first = f"row_number() OVER (PARTITION BY {identity} ORDER BY {keys}) = 1"
+    if rows.before is not None and rows.unique:
+        first += f" AND NOT bool_or({OF_STREAM}) OVER (PARTITION BY {identity})"
+    return f"SELECT * FROM ({relation}) QUALIFY {first}"
+
+
+def counted_by_stream(rows: Rows, path: str) -> str | None:
+    """A condition for the rows at a path that a stream counts, and batch does not; None where there can be none."""
+    if rows.before is None or path != rows.streamed:
+        return None
+    for_batch = " OR ".join(f"({PARTITION} = {part} AND {OFFSET} < {before})" for part, before in rows.before)
+    return f"(NOT ({for_batch or 'false'}))"
 
 
 def schema_of(scan: Scan) -> Schema:
@@ -312,13 +340,13 @@ def check_times(rows: Rows) -> None:
 
 
 def check_column(rows: Rows, name: str, found: pa.Schema, path: str) -> tuple[Type, bool]:
-    """The type of a column of the schema, and whether it is among the columns `found` at a path: the log of pushed
-    rows may lack some. `SourceError` if it is gone or is something else now."""
+    """The type of a column of the schema, and whether it is among the columns `found` at a path: the logs may lack
+    some. `SourceError` if it is gone or is something else now."""
     expected, index = rows.schema.get(name), found.get_field_index(name)
     if expected is None:
         raise SourceError(f'source "{rows.name}" has no column "{name}"', hint=_known(name, found))
     if index < 0:
-        if path == rows.pushed:
+        if path in (rows.pushed, rows.streamed):
             return expected, False
         raise SourceError(
             f'source "{rows.name}": column "{name}" was {expected} at apply and is gone from {path}',

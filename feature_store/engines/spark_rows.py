@@ -20,7 +20,18 @@ import pyarrow.parquet as pq
 from feature_store.engines import scans
 from feature_store.engines.files import Files, base_of, find_files
 from feature_store.engines.local import mapped as duckdb_errors
-from feature_store.engines.scans import EVENT_ID, KNOWN, TIME, Scan, check_column, check_times, schema_of, stamps_of
+from feature_store.engines.scans import (
+    EVENT_ID,
+    KNOWN,
+    OF_STREAM,
+    TIME,
+    Scan,
+    check_column,
+    check_times,
+    counted_by_stream,
+    schema_of,
+    stamps_of,
+)
 from feature_store.engines.spark_session import ROWS_A_BATCH, Batches, carried
 from feature_store.errors import DefinitionError, SourceError
 from feature_store.expressions.instants import DAY
@@ -156,7 +167,7 @@ class Reader:
             return self._nothing(rows, names, stamped)
         if once and rows.unique:
             every = list(rows.schema.names)
-            typed = _union([_typed(part, every, opaque=opaque) for part in parts])
+            typed = _union([_typed(part, every, opaque=opaque, marked=True) for part in parts])
             return _of_typed(_first_of_each(typed, rows, rows.unique), rows, names, since, until, stamped)
         frames = []
         for part in parts:
@@ -358,7 +369,9 @@ def _typed(
     stamped: bool = False,
     opaque: Collection[str] = (),
     kept: Sequence[str] = (),
+    marked: bool = False,
 ) -> Any:
+    """Columns of a part. Rows that a stream counts are left out, or `marked` where that can be."""
     selected = [f"{part.expression(name, name in opaque)} AS {quoted(name)}" for name in names]
     selected += [quoted(name) for name in kept]
     if stamped:
@@ -368,6 +381,11 @@ def _typed(
             selected.append(f"{micros} AS {short}")
     bounded = stamped or since is not None or until is not None
     frame = part.frame.where(part.within(since, until)) if bounded else part.frame
+    of_stream = counted_by_stream(part.rows, part.path)
+    if marked and part.rows.before is not None:
+        selected.append(f"{of_stream or 'false'} AS {OF_STREAM}")
+    elif of_stream:
+        frame = frame.where(f"NOT {of_stream}")
     return frame.selectExpr(*selected)
 
 
@@ -395,7 +413,15 @@ def _first_of_each(frame: Any, rows: Rows, identity: Sequence[str]) -> Any:
     order = [name for name in (rows.timestamp, rows.created) if name]
     order += [name for name in rows.schema.names if name not in order]
     least = f"min(struct({', '.join(map(quoted, order))})) AS least"
-    return frame.groupBy(*map(quoted, identity)).agg(expr(least)).selectExpr("least.*")
+    found = frame.groupBy(*map(quoted, identity)).agg(expr(least), *_streams_own(rows))
+    return (found.where(f"NOT {OF_STREAM}") if OF_STREAM in found.columns else found).selectExpr("least.*")
+
+
+def _streams_own(rows: Rows) -> list[Any]:
+    """Of rows that are the same event, whether one is the stream's."""
+    from pyspark.sql.functions import expr
+
+    return [expr(f"bool_or({OF_STREAM}) AS {OF_STREAM}")] if rows.before is not None and rows.unique else []
 
 
 def _union(frames: Sequence[Any]) -> Any:

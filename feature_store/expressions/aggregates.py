@@ -30,6 +30,7 @@ NO_EVENT = 0
 _SIGN = 1 << 63
 _NO_CREATED = -(2**63)
 _TILE = 8
+_FRAGMENT = 16
 
 StoredRow = tuple[int, int, tuple[Any, ...]]
 """Event time, created, values: what an online store keeps of a tile or a fragment, and what a read answers."""
@@ -80,8 +81,18 @@ def fragment_item(time: int, digest: bytes) -> bytes:
     return tile_item(time) + digest[:8]
 
 
+def stream_item(start: int, partition: int) -> bytes:
+    """The item of a tile over the events of one partition of a topic: 12 bytes. Nothing covers it."""
+    return tile_item(start) + partition.to_bytes(4, "big")
+
+
+def ahead_item(time: int, partition: int, offset: int) -> bytes:
+    """The item of one event of a topic that happens later than now: 20 bytes. Nothing covers it."""
+    return stream_item(time, partition) + offset.to_bytes(8, "big")
+
+
 def item_time(item: bytes) -> int:
-    """The start of a tile, or the time of a fragment."""
+    """The start of a tile, or the time of an event."""
     return int.from_bytes(item[:_TILE], "big") - _SIGN
 
 
@@ -266,7 +277,7 @@ class _Part:
         order = sorted([item for first, end in spans for item in items if first <= item < end])
         sizes = [*map(len, order)]
         if sum(sizes) != _TILE * len(order):
-            hidden = _hidden([*compress(order, map(_TILE.__ne__, sizes))], items, level)
+            hidden = _hidden([*compress(order, map(_FRAGMENT.__eq__, sizes))], items, level)
             order = [item for item in order if item not in hidden] if hidden else order
         if not order:
             return None

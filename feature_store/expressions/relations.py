@@ -18,8 +18,11 @@ class Rows:
     """Where rows come from, and their schema as it was at `apply`.
 
     `path` is an absolute path or URI of Parquet, CSV or Delta (a file, a directory, Hive partitions); `table` a
-    metastore table; `pushed` the Delta table of rows that came by push, read together with the rest if it exists.
-    Rows equal in all `unique` columns count once.
+    metastore table; `pushed` the Delta table of rows that came by push, `streamed` that of rows that a stream read from
+    a topic: each is read together with the rest if it exists. Rows equal in all `unique` columns count once.
+
+    With `before`, offsets by partition, only what a stream does not count is read: of the rows of `streamed` those
+    before them, and of no place a row that is the same event as one of the stream's.
     """
 
     name: str
@@ -30,6 +33,8 @@ class Rows:
     created: str | None = None
     unique: tuple[str, ...] = ()
     pushed: str | None = None
+    streamed: str | None = None
+    before: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ import pyarrow as pa
 from feature_store.definitions.catalog import BoundView
 from feature_store.definitions.tables import (
     VALID_FROM,
-    epoch_table,
     is_snapshot,
     latest_table,
     marker_key,
@@ -29,6 +28,8 @@ from feature_store.engines.engine import Computed, Engine
 from feature_store.errors import ConflictError, StoreUnavailableError
 from feature_store.expressions.aggregates import tile_item
 from feature_store.expressions.relations import LatestRow, ScheduledQuery, Windows
+from feature_store.materialization.epochs import begin_epoch
+from feature_store.materialization.epochs import epoch as epoch_of_view
 from feature_store.materialization.sinks import Address, OnlineSink, Stamp, timed
 from feature_store.materialization.steps import (
     LatestStep,
@@ -41,7 +42,7 @@ from feature_store.materialization.steps import (
 )
 from feature_store.registry.records import Progress
 from feature_store.registry.registry import Registry
-from feature_store.storage.online import NO_CREATED, OnlineStore, Row, Table
+from feature_store.storage.online import OnlineStore, Row, Table
 
 if TYPE_CHECKING:
     from feature_store.storage.hbase_snapshots import KeptSnapshot
@@ -122,21 +123,11 @@ class Materializer:
 
     def epoch(self, bound: BoundView) -> dict[str, str]:
         """The store's epoch of the view, begun now if there is none, as a fingerprint among those of the inputs."""
-        if self._began(bound) is None:
-            now = time.time_ns() // 1000
-            table = epoch_table(bound)
-            row = pa.table([[name] for name in marker_key(bound)] + [[now]], schema=_schema(table))
-            self._online.create(table)
-            self._online.write(table, timed(row, -now, NO_CREATED))  # of two at once, the first stays
-        return {EPOCH: str(self._began(bound))}
-
-    def _began(self, bound: BoundView) -> int | None:
-        row = self._online.read([(epoch_table(bound), [marker_key(bound)])])[0][0]
-        return int(row.values[0]) if isinstance(row, Row) else None
+        return {EPOCH: str(begin_epoch(self._online, bound))}
 
     def check_epoch(self, bound: BoundView, epoch: str) -> None:
         """`StoreUnavailableError` where the store has lost what was written since the epoch began."""
-        began = self._began(bound)
+        began = epoch_of_view(self._online, bound)
         # Of two runs that begin an epoch at once the earlier time stays; an epoch after a loss is a later one.
         if began is None or began > int(epoch):
             raise StoreUnavailableError(
@@ -206,7 +197,7 @@ class Materializer:
         keep_from = tile_item(current.values[0]) if current else None
         written = self._write(rows, self._sink(bound, snapshot_table(bound), keep_from, Stamp(at, generation)))
         markers = marker_table(bound)
-        marker = pa.table([[name] for name in marker_key(bound)] + [[generation]], schema=_schema(markers))
+        marker = pa.table([[name] for name in marker_key(bound)] + [[generation]], schema=markers.arrow)
         self._online.create(markers)
         self._online.write(markers, timed(marker, at, generation))
         return written
@@ -284,7 +275,3 @@ def finish_between(progress: Progress, start: int, end: int, inputs: dict[str, s
 def is_lost(progress: Progress, inputs: dict[str, str]) -> bool:
     """Whether what was written so far is not in the store any more."""
     return progress.inputs.get(EPOCH) != inputs[EPOCH]
-
-
-def _schema(table: Table) -> pa.Schema:
-    return pa.schema([*table.keys.arrow, *table.values.arrow])

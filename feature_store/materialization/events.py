@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -29,6 +31,7 @@ class Events:
         assert rows.timestamp is not None
         self.rows, self.table = rows, _with_created(rows, table)
         self._raw: dict[str, list[Any]] = {}
+        self._computed: dict[Scalar, pa.Array] = {}
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -57,8 +60,13 @@ class Events:
         names = sorted(scalar.columns) or [self.rows.schema.names[0]]
         return compile_rows(scalar, names)([self.raw(name) for name in names])
 
-    def compute(self, scalar: Scalar) -> pa.Array:
-        """An expression over the events, as an Arrow array of its type."""
+    def computed(self, scalar: Scalar) -> pa.Array:
+        """An expression over the events, as an Arrow array of its type; computed once."""
+        if scalar not in self._computed:
+            self._computed[scalar] = self._compute(scalar)
+        return self._computed[scalar]
+
+    def _compute(self, scalar: Scalar) -> pa.Array:
         if isinstance(scalar, Ref) and self.rows.schema.get(scalar.name) == scalar.type:
             return _one_chunk(self.table[scalar.name].cast(scalar.type.arrow))
         return to_arrow(self.evaluate(scalar), scalar.type)
@@ -73,8 +81,30 @@ class Events:
 
     def latest(self, keys: Schema, values: Sequence[Computed]) -> pa.Table:
         """Each event as a row of a view over columns."""
-        computed = {value.name: self.compute(value.scalar) for value in values}
+        computed = {value.name: self.computed(value.scalar) for value in values}
         return pa.table(self.keys(keys) | computed | self.stamps())
+
+
+def identities(events: Events, index: Ints | None = None) -> list[bytes]:
+    """The identity of each event, or of those at `index`, as 16 bytes: a digest of the columns that are `unique`, or of
+    all but `created` (when the platform learnt of an event is no part of what it is)."""
+    rows = events.rows
+    names = rows.unique or [name for name in rows.schema.names if name != rows.created]
+    values = list(zip(*map(events.raw, names), strict=True))
+    chosen = values if index is None else [values[at] for at in index.tolist()]
+    if rows.unique:
+        return [_digest(repr(value)) for value in chosen]
+    seen: Counter[str] = Counter()
+    ids = []
+    for value in chosen:
+        text = repr(value)
+        seen[text] += 1
+        ids.append(_digest(f"{text}#{seen[text]}"))
+    return ids
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def scalars_of(view: BoundView) -> list[Scalar]:

@@ -6,9 +6,7 @@ the same call. The log and the tiles keep one event an identity, so a repeated p
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
@@ -19,15 +17,15 @@ import pyarrow.compute as pc
 
 from feature_store.definitions.catalog import BoundView, Catalog
 from feature_store.definitions.source import Source
-from feature_store.definitions.tables import is_snapshot, latest_table, tile_table
+from feature_store.definitions.tables import is_snapshot, latest_table, push_log, tile_table
 from feature_store.errors import InvalidInputError, NotFoundError, nearest
 from feature_store.expressions.aggregates import aggregate_of, distinct, fragment_item
 from feature_store.expressions.instants import DAY, MINUTE, to_iso
 from feature_store.expressions.relations import LatestRow, Rows, Window, Windows
 from feature_store.frames import conform, read_table
-from feature_store.materialization.events import Events, columns_of, scalars_of
+from feature_store.materialization.events import Events, columns_of, identities, scalars_of
 from feature_store.storage.online import CREATED, EVENT_TIME, ITEM, NO_CREATED, OnlineStore, Table
-from feature_store.storage.rows import raw_type, to_arrow
+from feature_store.storage.rows import to_arrow
 from feature_store.types import TIMESTAMP, Column, Schema
 
 if TYPE_CHECKING:
@@ -56,11 +54,6 @@ class Destination(StrEnum):
             raise InvalidInputError(
                 f'"{name}" is not a place to push to', hint=f"Places are {', '.join(cls)}"
             ) from None
-
-
-def push_log(source: str) -> str:
-    """The offline table of a source's pushed rows."""
-    return f"push/{source}"
 
 
 class Pusher:
@@ -96,12 +89,14 @@ class Pusher:
         events = Events(rows, self._checked(source, rows, views, data))
         if not len(events):
             return 0
-        ids = _identities(events.table, rows)
+        ids = identities(events)
         views += [view for view in self._earlier.values() if _takes(view, rows, data.column_names)]
         # Wherever they go: what a view cannot compute online could not be computed from the log either, for good.
         written = [(view, *part) for view in views for part in _stored(view, events, ids)]
         if to is not Destination.ONLINE:
-            self._offline.append(push_log(name), events.table.append_column(EVENT_ID, pa.array(ids)))
+            self._offline.append(
+                push_log(name), events.table.append_column(EVENT_ID, pa.array([each.hex() for each in ids]))
+            )
         if to is not Destination.OFFLINE:
             for view, table, out in written:
                 if view.view.online:
@@ -192,7 +187,7 @@ def _finished(bound: BoundView, data: pa.Table) -> pa.Table:
     return pa.table(out)
 
 
-def _stored(bound: BoundView, events: Events, ids: Sequence[str]) -> list[tuple[Table, pa.Table]]:
+def _stored(bound: BoundView, events: Events, ids: Sequence[bytes]) -> list[tuple[Table, pa.Table]]:
     """What events are in a view's online tables: nothing in those of snapshots, which are taken of the log. An error
     where an expression of the view cannot be computed."""
     relation = bound.relation
@@ -210,7 +205,7 @@ def _stored(bound: BoundView, events: Events, ids: Sequence[str]) -> list[tuple[
 
 
 def _fragments(
-    bound: BoundView, windows: Sequence[Window], events: Events, ids: Sequence[str], table: Table
+    bound: BoundView, windows: Sequence[Window], events: Events, ids: Sequence[bytes], table: Table
 ) -> pa.Table:
     """Each event as a tile of its own: its lifted states, under an item of its time and identity."""
     states: list[list[Any]] = []
@@ -227,23 +222,8 @@ def _fragments(
     columns = zip(table.values, [*states, times], strict=True)
     out = events.keys(bound.keys)
     out |= {column.name: to_arrow(values, column.type) for column, values in columns}
-    items = [fragment_item(at, bytes.fromhex(id_)) for at, id_ in zip(times, ids, strict=True)]
+    items = [fragment_item(at, id_) for at, id_ in zip(times, ids, strict=True)]
     return pa.table(out | events.stamps() | {ITEM: pa.array(items, pa.binary())})
-
-
-def _identities(table: pa.Table, rows: Rows) -> list[str]:
-    """32 hexadecimal digits an event. When the platform learnt of it (`created`) is no part of what it is."""
-    names = rows.unique or [name for name in rows.schema.names if name != rows.created]
-    columns = [table[name].cast(raw_type(rows.schema.get(name) or TIMESTAMP)).to_pylist() for name in names]
-    seen: Counter[str] = Counter()
-    ids = []
-    for values in zip(*columns, strict=True):
-        text = repr(values)
-        if not rows.unique:
-            seen[text] += 1
-            text = f"{text}#{seen[text]}"
-        ids.append(hashlib.blake2b(text.encode(), digest_size=16).hexdigest())
-    return ids
 
 
 def _micros(column: pa.ChunkedArray) -> list[int]:
@@ -253,7 +233,7 @@ def _micros(column: pa.ChunkedArray) -> list[int]:
 
 def _renamed(table: pa.Table, names: Mapping[str, str]) -> pa.Table:
     """Feast's names for the time columns stand for the source's, where the table does not have those."""
-    return table.renamecolumns_of(
+    return table.rename_columns(
         [
             names[name] if name in names and names[name] not in table.column_names else name
             for name in table.column_names

@@ -40,7 +40,7 @@ class Leases:
     def acquire(self, name: str, holder: str, seconds: float) -> Lease | None:
         """Take a lease that nobody holds; None where somebody does."""
         with self._database.reading() as connection:
-            now = _now(connection)
+            now = now_of(connection)
             row = connection.execute(sa.select(LEASES).where(*self._key(name))).one_or_none()
         lease = Lease(name, holder, row.token + 1 if row else 1, now + int(seconds * SECOND))
         if row is None:
@@ -56,7 +56,7 @@ class Leases:
     def renew(self, lease: Lease, seconds: float) -> Lease:
         """The lease until `seconds` from now; `ConflictError` where another holder has taken it."""
         with self._database.writing() as connection:
-            until = _now(connection) + int(seconds * SECOND)
+            until = now_of(connection) + int(seconds * SECOND)
             update = LEASES.update().where(*self._key(lease.name), LEASES.c.token == lease.token).values(until=until)
             if connection.execute(update).rowcount != 1:
                 raise _lost(lease)
@@ -76,7 +76,7 @@ class Leases:
         """The leases among these, or of all, that somebody holds now."""
         query = sa.select(LEASES).where(LEASES.c.project == self._project)
         with self._database.reading() as connection:
-            now = _now(connection)
+            now = now_of(connection)
             rows = connection.execute(query.where(LEASES.c.name.in_(names)) if names else query).all()
         return [Lease(row.name, row.holder, row.token, row.until) for row in rows if row.until > now]
 
@@ -147,7 +147,7 @@ def _lost(lease: Lease) -> ConflictError:
     )
 
 
-def _now(connection: sa.Connection) -> int:
+def now_of(connection: sa.Connection) -> int:
     """Microseconds since the epoch by the server's clock; SQLite has none but the machine's."""
     if connection.dialect.name == "postgresql":
         clock = sa.text("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)")

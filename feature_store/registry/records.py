@@ -194,9 +194,74 @@ class Runs:
 
     def body(self) -> str:
         """The canonical text of all but the view."""
-        return canonical({item.name: getattr(self, item.name) for item in fields(self) if item.name != "view"})
+        return _body(self, "view")
 
     @classmethod
     def read(cls, view: str, body: str) -> Runs:
         """The inverse of `body`."""
         return cls(view, **json.loads(body))
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """The stream of a source as it was asked for: on which engine ("kafka", "flink"), whether it is to run, where in
+    the topic it starts that has no position yet ("earliest", "latest"), since when (microseconds), and what the engine
+    needs to find it again (`job`, such as a savepoint's path)."""
+
+    source: str
+    engine: str
+    running: bool
+    start: str = "earliest"
+    since: int = 0
+    job: Mapping[str, Any] = field(default_factory=dict)
+    revision: int = 0
+
+    def body(self) -> str:
+        """The canonical text of all but the key and the revision."""
+        return _body(self, "source", "revision")
+
+    @classmethod
+    def read(cls, source: str, revision: int, body: str) -> StreamState:
+        """The inverse of `body`."""
+        return cls(source, revision=revision, **json.loads(body))
+
+
+@dataclass(frozen=True, slots=True)
+class StreamWorker:
+    """What a worker of a stream has done since it started: events applied, of those late (older than what their view
+    holds, kept offline only), bad ones (in the dead-letter topic), and the newest event time (microseconds). `error`
+    is what it waits for, `lost` the views whose rows the online store has lost. `silent` is for how long it was not
+    heard of (microseconds)."""
+
+    source: str
+    name: str
+    events: int = 0
+    late: int = 0
+    bad: int = 0
+    newest: int | None = None
+    error: str | None = None
+    lost: tuple[str, ...] = ()
+    silent: int = 0
+
+    def body(self) -> str:
+        """The canonical text of all but the key and the silence."""
+        return _body(self, "source", "name", "silent")
+
+    @classmethod
+    def read(cls, source: str, name: str, body: str, silent: int) -> StreamWorker:
+        """The inverse of `body`."""
+        found = json.loads(body)
+        return cls(source, name, silent=silent, **(found | {"lost": tuple(found["lost"])}))
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Events of one partition from offset `begin` on are the stream's; what it wrote is in the online store as long as
+    that is in the same `epoch`."""
+
+    begin: int
+    epoch: str
+
+
+def _body(record: Any, *left_out: str) -> str:
+    return canonical({item.name: getattr(record, item.name) for item in fields(record) if item.name not in left_out})

@@ -22,7 +22,8 @@ from feature_store.registry.database import Database
 from feature_store.registry.leases import Leases
 from feature_store.registry.records import Change, Progress, Record, Role, State, Version, canonical, content_hash
 from feature_store.registry.runs import RunLog
-from feature_store.registry.tables import BACKFILLS, METADATA, PROGRESS, PROJECTS, RECORDS, VERSIONS
+from feature_store.registry.streams import Streams
+from feature_store.registry.tables import BACKFILLS, METADATA, PROGRESS, PROJECTS, RECORDS, STREAM_CLAIMS, VERSIONS
 
 
 class Loadable(Protocol):
@@ -166,6 +167,11 @@ class Registry:
         """What became of scheduled runs."""
         return RunLog(self._database, self.project)
 
+    @cached_property
+    def streams(self) -> Streams:
+        """Streams, and what is theirs."""
+        return Streams(self._database, self.project)
+
     def drop(self) -> None:
         """Remove this project's records, history and progress; other projects in the database stay."""
         with self._database.writing() as connection:
@@ -254,7 +260,7 @@ class Registry:
             return connection.execute(update).rowcount == 1
 
     def _forget(self, connection: sa.Connection, view: str, version: str | None) -> None:
-        for table in (PROGRESS, BACKFILLS):
+        for table in (PROGRESS, BACKFILLS, STREAM_CLAIMS):
             connection.execute(table.delete().where(*self._key(table, view, version)))
 
     def _progress_key(self, view: str, version: str | None) -> tuple[sa.ColumnElement[bool], ...]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 METADATA = sa.MetaData()
 SCHEMA = sa.Table(
@@ -100,6 +100,40 @@ RUNS = sa.Table(
     sa.Column("body", sa.Text, nullable=False),
 )
 """What became of the scheduled runs of each view."""
+
+STREAMS = sa.Table(
+    "fs_streams",
+    METADATA,
+    sa.Column("project", sa.String(128), primary_key=True),
+    sa.Column("source", sa.String(128), primary_key=True),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+)
+"""The streams that were started, one a source."""
+
+STREAM_WORKERS = sa.Table(
+    "fs_stream_workers",
+    METADATA,
+    sa.Column("project", sa.String(128), primary_key=True),
+    sa.Column("source", sa.String(128), primary_key=True),
+    sa.Column("worker", sa.String(256), primary_key=True),
+    sa.Column("seen", sa.BigInteger, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+)
+"""What each worker of a stream has done, and when it said so."""
+
+STREAM_CLAIMS = sa.Table(
+    "fs_stream_claims",
+    METADATA,
+    sa.Column("project", sa.String(128), primary_key=True),
+    sa.Column("view", sa.String(128), primary_key=True),
+    sa.Column("version", sa.String(64), primary_key=True),
+    sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("begin", sa.BigInteger, nullable=False),
+    sa.Column("epoch", sa.String(64), nullable=False),
+)
+"""Of each version of a view, the offset from which on a stream fills it; what is before that is for batch. Whoever asks
+first decides, once."""
 
 
 def revision(version: int) -> str:

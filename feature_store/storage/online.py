@@ -31,6 +31,11 @@ class Table:
     values: Schema
     items: bool = False
 
+    @property
+    def arrow(self) -> pa.Schema:
+        """The key columns, then the value columns."""
+        return pa.schema([*self.keys.arrow, *self.values.arrow])
+
 
 class Row(NamedTuple):
     """A stored row. TIMESTAMP values are int microseconds, DATE values int days since the epoch, arrays lists."""

@@ -105,7 +105,7 @@ def bound_to(
         "p",
         definitions,
         root=root,
-        pushed=lambda name: f"/offline/push/{name}",
+        offline=lambda table: f"/offline/{table}",
         timezone=timezone,
         schema_of=schema_of,
         locations=locations,

@@ -27,9 +27,7 @@ feature_service: {name: model, features: [profile, double]}
 @pytest.fixture(scope="module")
 def catalog() -> Catalog:
     schema = Schema.of(user=INT64, t=TIMESTAMP, age=INT64, size=INT64, profiles=INT64)
-    return bind(
-        "p", loads(TEXT), root=Path("/r"), pushed=lambda name: name, timezone="UTC", schema_of=lambda rows: schema
-    )
+    return bind("p", loads(TEXT), root=Path("/r"), offline=str, timezone="UTC", schema_of=lambda rows: schema)
 
 
 def test_references(catalog: Catalog) -> None:

@@ -150,7 +150,7 @@ def catalog() -> Catalog:
         "test",
         definitions,
         root=Path("/nowhere"),
-        pushed=lambda source: f"/nowhere/{source}",
+        offline=lambda table: f"/nowhere/{table}",
         timezone="UTC",
         schema_of=lambda rows: schema,
     )

@@ -1,0 +1,382 @@
+"""Events of a topic into the online tables of the views of one source, each counted once whatever is repeated.
+
+A view over columns has the event as a row; the store keeps the latest. For windows the store keeps, beside the tiles
+that batch writes, one tile a partition of the topic: its state is that of all events of the partition up to an offset,
+which is kept with it as `CREATED`. Events at or before that offset are in it and are passed over, so that what is read
+again after a crash changes nothing; a writer that was taken for dead and still writes has a smaller offset and loses.
+The first event of a version of a view that a stream applies is settled in the registry (`Streams.claim`): what is
+before it in the topic, batch reads from the log of the stream.
+
+    item of 12 bytes    a tile of one partition
+    item of 20 bytes    one event that happens later than now, in no tile yet
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from feature_store.definitions.catalog import BoundView
+from feature_store.definitions.tables import is_snapshot, latest_table, seen_table, tile_table
+from feature_store.expressions.aggregates import (
+    aggregate_of,
+    ahead_item,
+    distinct,
+    state_columns,
+    stream_item,
+    tile_item,
+    tile_states,
+)
+from feature_store.expressions.instants import MINUTE
+from feature_store.expressions.relations import LatestRow, Window, Windows
+from feature_store.expressions.scalars import Scalar
+from feature_store.materialization.epochs import begin_epoch, epoch_of, epoch_read
+from feature_store.materialization.events import Events, Ints, identities
+from feature_store.materialization.kept import Kept, KeyItems
+from feature_store.registry.records import Claim
+from feature_store.storage.online import CREATED, EVENT_TIME, ITEM, Key, OnlineStore, Table
+from feature_store.storage.rows import raw_type, to_arrow
+from feature_store.types import Column
+
+SEEN = 5 * MINUTE
+"""Identities of events are kept together by this much of event time."""
+
+_TILE, _AHEAD = 12, 20
+_NO_OFFSET = -1
+_DIGEST = 8
+
+
+class Claims(Protocol):
+    """Where versions of views begin in a topic, as `registry.streams` keeps it."""
+
+    def claims(self, view: str, version: str) -> dict[int, Claim]: ...
+
+    def claim(self, view: str, version: str, begins: Mapping[int, int], epoch: str) -> dict[int, Claim]: ...
+
+
+@dataclass(frozen=True)
+class StreamEvents:
+    """Events of one source and where each was in its topic: in order of offset within each partition."""
+
+    events: Events
+    partitions: Ints
+    offsets: Ints
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+
+@dataclass
+class Applied:
+    """What became of events: how many were late (in no tile that is kept any more), and of which views the online store
+    has lost rows, so that nothing is written to these."""
+
+    late: int = 0
+    lost: tuple[str, ...] = ()
+
+
+class StreamWriter:
+    """Applies events to views. It keeps the tiles that it wrote last; `forget` them when partitions come or go."""
+
+    def __init__(self, online: OnlineStore, claims: Claims) -> None:
+        self._online = online
+        self._claims = claims
+        self._kept = Kept()
+        self._views: dict[str, _WindowsWriter] = {}
+
+    def forget(self) -> None:
+        """Read from the store again: another worker may have gone on with what was kept."""
+        self._kept.clear()
+        self._views.clear()
+
+    def apply(self, views: Sequence[BoundView], given: StreamEvents, now: int) -> Applied:
+        """Write events to the online tables of views; acknowledged when it returns. `now` is in microseconds."""
+        applied = Applied()
+        for bound in views if len(given) else ():
+            if isinstance(bound.relation, LatestRow):
+                table = latest_table(bound)
+                self._online.create(table)
+                self._online.write(table, given.events.latest(bound.keys, bound.relation.values))
+            elif isinstance(bound.relation, Windows) and not is_snapshot(bound):
+                late = self._windows(bound).apply(given, now)
+                applied.late = max(applied.late, late or 0)
+                applied.lost += (bound.name,) if late is None else ()
+        return applied
+
+    def _windows(self, bound: BoundView) -> _WindowsWriter:
+        if bound.table not in self._views:
+            self._views[bound.table] = _WindowsWriter(bound, self._online, self._claims, self._kept)
+        return self._views[bound.table]
+
+
+class _WindowsWriter:
+    """Writes the tiles of one version of a temporal view."""
+
+    def __init__(self, bound: BoundView, online: OnlineStore, claims: Claims, kept: Kept) -> None:
+        assert isinstance(bound.relation, Windows)
+        self._bound, self._online, self._claims, self._kept = bound, online, claims, kept
+        self._levels = [_Level(bound, bound.relation, level) for level in bound.relation.levels]
+        self._longest = max(window.length for window in bound.relation.windows)
+        self._seen = seen_table(bound) if bound.relation.rows.unique else None
+        self._begins: dict[int, Claim] | None = None
+        for table in self._tables:
+            online.create(table)
+
+    @property
+    def _tables(self) -> list[Table]:
+        return [*(level.table for level in self._levels), *([self._seen] if self._seen else [])]
+
+    def apply(self, given: StreamEvents, now: int) -> int | None:
+        """Write events; how many were late. None where the store has lost the rows of the view."""
+        begins = self._begin(given)
+        begin = np.array([begins[partition].begin for partition in given.partitions.tolist()], np.int64)
+        oldest = now - self._longest
+        batch = _Batch(self._bound, given, np.flatnonzero((given.offsets >= begin) & (given.events.times >= oldest)))
+        late = int((given.events.times < oldest).sum())
+        if not len(batch.index):
+            return late
+        if not self._load(batch.keys, begins):
+            return None
+        if self._seen is not None:
+            batch = batch.take(self._first_seen(self._seen, batch, oldest))
+        for level in self._levels:
+            self._write_level(level, batch, now, oldest // level.level * level.level)
+        self._kept.shrink()
+        return late
+
+    def _begin(self, given: StreamEvents) -> dict[int, Claim]:
+        """Where the view begins in each partition of a batch; if that is open, it begins here."""
+        partitions, first = np.unique(given.partitions, return_index=True)
+        here = {int(p): int(given.offsets[at]) for p, at in zip(partitions, first, strict=True)}
+        if self._begins is None:
+            self._begins = self._claims.claims(self._bound.name, self._bound.version)
+        if here.keys() - self._begins.keys():
+            epoch = str(begin_epoch(self._online, self._bound))
+            self._begins = self._claims.claim(self._bound.name, self._bound.version, here, epoch)
+        return self._begins
+
+    def _load(self, keys: Sequence[Key], begins: Mapping[int, Claim]) -> bool:
+        """Have what is stored of keys at hand, in one round trip; False where the store has lost it."""
+        wanted = [(table, self._kept.missing(table, keys)) for table in self._tables]
+        answers = self._online.read([*wanted, epoch_read(self._bound)])
+        epoch = str(epoch_of(answers[-1][0]))
+        if any(claim.epoch != epoch for claim in begins.values()):
+            return False
+        for (table, missing), found in zip(wanted, answers, strict=False):
+            for key, items in zip(missing, found, strict=True):
+                assert isinstance(items, Mapping)
+                self._kept.put(table, key, {item: items[item] for item in items if len(item) in (_TILE, _AHEAD)})
+        return True
+
+    def _first_seen(self, table: Table, batch: _Batch, oldest: int) -> Ints:
+        """Which events of a batch are the first of their identity; the identities are stored."""
+        kept = [self._kept.get(table, key) for key in batch.keys]
+        ids = [each[:_DIGEST] for each in identities(batch.given.events, batch.index)]
+        known: dict[tuple[int, bytes], dict[bytes, int]] = {}
+        rows: dict[tuple[int, bytes], tuple[int, int]] = {}
+        first = []
+        buckets = batch.times // SEEN * SEEN
+        for place in np.argsort(batch.offsets, kind="stable").tolist():
+            code, offset = int(batch.codes[place]), int(batch.offsets[place])
+            item = stream_item(int(buckets[place]), int(batch.partitions[place]))
+            at = (code, item)
+            if at not in known:
+                known[at] = _unpacked(kept[code].get(item))
+            there = known[at].setdefault(ids[place], offset)
+            if there != offset:
+                continue
+            first.append(place)
+            old = rows.get(at) or _stamp(kept[code].get(item))
+            rows[at] = (max(old[0], int(batch.times[place])), max(old[1], offset))
+        new = [(code, item, *rows[code, item], (_packed(known[code, item]),)) for code, item in rows]
+        self._write(table, batch, new, kept, tile_item(oldest // SEEN * SEEN))
+        return np.sort(np.array(first, np.int64))
+
+    def _write_level(self, level: _Level, batch: _Batch, now: int, oldest: int) -> None:
+        kept = [self._kept.get(level.table, key) for key in batch.keys]
+        batch = batch.take(np.flatnonzero(batch.times // level.level * level.level >= oldest))
+        new = _not_applied(batch, level.level, kept)
+        segments = _Segments(batch.take(new), level.level, now)
+        merged = []
+        for (code, item), state, time, offset in zip(
+            segments.rows, level.states(segments), segments.newest, segments.offsets, strict=True
+        ):
+            old = kept[code].get(item)
+            row = (time, offset, state) if old is None else (max(time, old[0]), offset, level.merged(old[2], state))
+            merged.append((code, item, *row))
+        self._write(level.table, batch, merged, kept, tile_item(oldest))
+
+    def _write(
+        self, table: Table, batch: _Batch, rows: Sequence[Any], kept: Sequence[KeyItems], keep_from: bytes
+    ) -> None:
+        """Write rows of (key's code, item, event time, offset, values). Events after now come first: once the tile they
+        fall into has a greater offset, they count as written. A tile that is new to its key also ends what is too old
+        of it, so that this is looked at once a tile and not with every event."""
+        ahead = [row for row in rows if len(row[1]) == _AHEAD]
+        fresh = [row for row in rows if len(row[1]) == _TILE and row[1] not in kept[row[0]]]
+        known = [row for row in rows if len(row[1]) == _TILE and row[1] in kept[row[0]]]
+        for some, cut in ((ahead, None), (fresh, keep_from), (known, None)):
+            if some:
+                self._online.write(table, _table(table, batch, some), cut)
+        for code, item, *row in rows:
+            self._kept.set(kept[code], item, tuple(row))
+        for code in {row[0] for row in fresh}:
+            self._kept.cut(kept[code], keep_from)
+
+
+class _Batch:
+    """Events of one view, in order of (key, partition, time, created); `index` says where each is among those given."""
+
+    def __init__(self, bound: BoundView, given: StreamEvents, index: Ints) -> None:
+        keys = given.events.keys(bound.keys)
+        for column in keys.values():
+            if column.null_count:
+                index = index[column.is_valid().to_numpy(zero_copy_only=False)[index]]
+        codes, first = _codes([column.take(pa.array(index)) for column in keys.values()])
+        at = pa.array(index[first])
+        self.given, self.bound = given, bound
+        self.key_columns = {name: column.take(at) for name, column in keys.items()}
+        typed = zip(bound.keys, self.key_columns.values(), strict=True)
+        raw = [column.cast(raw_type(key.type)).to_pylist() for key, column in typed]
+        self.keys: list[Key] = list(zip(*raw, strict=True))
+        events = given.events
+        order = np.lexsort((events.created[index], events.times[index], given.partitions[index], codes))
+        self._place(codes[order], index[order])
+
+    def _place(self, codes: Ints, index: Ints) -> None:
+        self.codes, self.index = codes, index
+        self.times, self.created = self.given.events.times[index], self.given.events.created[index]
+        self.partitions, self.offsets = self.given.partitions[index], self.given.offsets[index]
+
+    def take(self, some: Ints) -> _Batch:
+        """Some of the events, in the order they are in."""
+        if len(some) == len(self.index):
+            return self
+        part = object.__new__(_Batch)
+        part.given, part.bound, part.key_columns, part.keys = self.given, self.bound, self.key_columns, self.keys
+        part._place(self.codes[some], self.index[some])
+        return part
+
+    def positions(self, some: Ints) -> Iterator[tuple[int, int, int, int]]:
+        """Of some events the key's code, the time, the partition and the offset."""
+        return zip(*(of[some].tolist() for of in (self.codes, self.times, self.partitions, self.offsets)), strict=True)
+
+    def computed(self, scalar: Scalar) -> pa.Array:
+        """An expression over the events."""
+        return self.given.events.computed(scalar).take(pa.array(self.index))
+
+
+class _Segments:
+    """The runs of a batch's events that share a row: a key's tile of one partition, or alone an event after `now`."""
+
+    def __init__(self, batch: _Batch, level: int, now: int | None = None) -> None:
+        self.batch = batch
+        tiles = batch.times // level * level
+        ahead = np.zeros(len(tiles), bool) if now is None else batch.times >= now
+        runs = np.stack((batch.codes, batch.partitions, tiles))
+        begins = np.ones(len(tiles), bool)
+        begins[1:] = (runs[:, 1:] != runs[:, :-1]).any(axis=0) | ahead[1:]
+        self.starts: Ints = np.flatnonzero(begins)
+        self.of_event = np.cumsum(begins) - 1
+        self.rows: list[tuple[int, bytes]] = []
+        for at, (code, time, partition, offset) in zip(self.starts.tolist(), batch.positions(self.starts), strict=True):
+            tile = stream_item(int(tiles[at]), partition)
+            self.rows.append((code, ahead_item(time, partition, offset) if ahead[at] else tile))
+
+    @cached_property
+    def newest(self) -> list[int]:
+        """The latest event time of each run."""
+        return np.maximum.reduceat(self.batch.times, self.starts).tolist() if len(self.starts) else []
+
+    @cached_property
+    def offsets(self) -> list[int]:
+        """The greatest offset of each run."""
+        return np.maximum.reduceat(self.batch.offsets, self.starts).tolist() if len(self.starts) else []
+
+
+class _Level:
+    """The tiles of one length of a view: their table, and how states are made and merged."""
+
+    def __init__(self, bound: BoundView, relation: Windows, level: int) -> None:
+        self.level, self.table = level, tile_table(bound, level)
+        self.windows = relation.at_level(level)
+        self._columns: list[Column] = []
+        self._merges: list[tuple[Any, slice]] = []
+        for window in distinct(self.windows):
+            begin = len(self._columns)
+            self._columns += state_columns(window)
+            self._merges.append((aggregate_of(window).merge, slice(begin, len(self._columns))))
+
+    def states(self, segments: _Segments) -> Iterator[tuple[Any, ...]]:
+        """The state of each run of events, as raw row values; nothing is said of what is covered."""
+        batch = segments.batch
+        values = {window.name: batch.computed(window.value) for window in self.windows if window.value}
+        passes = {window.name: _passes(batch, window) for window in self.windows if window.where}
+        found = tile_states(self.windows, values, passes, batch.times, batch.created, segments.starts)
+        raw = [found[column.name].cast(raw_type(column.type)).to_pylist() for column in self._columns]
+        return ((*state, 0) for state in zip(*raw, strict=True))
+
+    def merged(self, old: tuple[Any, ...], new: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Two states as one."""
+        return (*(part for merge, at in self._merges for part in merge(old[at], new[at])), 0)
+
+
+def _not_applied(batch: _Batch, level: int, kept: Sequence[KeyItems]) -> Ints:
+    """Which events are not in the store: of an offset after that of their tile, and not there as one after now."""
+    segments = _Segments(batch, level)
+    known = [kept[code].get(item) for code, item in segments.rows]
+    applied = np.array([_NO_OFFSET if row is None else row[1] for row in known], np.int64)
+    new = np.flatnonzero(batch.offsets > applied[segments.of_event]) if len(known) else segments.starts
+    if not any(len(item) == _AHEAD for items in kept for item in items):
+        return new
+    stored = [ahead_item(*at) in kept[code] for code, *at in batch.positions(new)]
+    return new[~np.array(stored, bool)] if len(new) else new
+
+
+def _passes(batch: _Batch, window: Window) -> NDArray[np.bool_]:
+    assert window.where is not None
+    passes: NDArray[np.bool_] = pc.fill_null(batch.computed(window.where), False).to_numpy(zero_copy_only=False)
+    return passes
+
+
+def _table(table: Table, batch: _Batch, rows: Sequence[Any]) -> pa.Table:
+    codes, items, times, offsets, values = zip(*rows, strict=True)
+    out = {name: column.take(pa.array(codes)) for name, column in batch.key_columns.items()}
+    for column, of_column in zip(table.values, zip(*values, strict=True), strict=True):
+        out[column.name] = to_arrow(list(of_column), column.type)
+    stamps = {EVENT_TIME: pa.array(times, pa.int64()), CREATED: pa.array(offsets, pa.int64())}
+    return pa.table(out | stamps | {ITEM: pa.array(items, pa.binary())})
+
+
+def _codes(columns: Sequence[pa.Array]) -> tuple[Ints, Ints]:
+    """A number for each row, equal where all columns are, and the first row of each number, from 0 on."""
+    codes = np.zeros(len(columns[0]), np.int64)
+    for column in columns:
+        encoded = column.dictionary_encode()
+        codes = codes * (len(encoded.dictionary) + 1) + encoded.indices.to_numpy(zero_copy_only=False)
+        _, codes = np.unique(codes, return_inverse=True)
+    _, first, codes = np.unique(codes, return_index=True, return_inverse=True)
+    return codes.astype(np.int64), first
+
+
+def _stamp(row: Any) -> tuple[int, int]:
+    return (-(2**63), _NO_OFFSET) if row is None else (row[0], row[1])
+
+
+def _unpacked(row: Any) -> dict[bytes, int]:
+    """Identities and the offset at which each was first, from 16 bytes each."""
+    packed = b"" if row is None else row[2][0]
+    edges = pairwise(range(0, len(packed) + 1, 16))
+    return {packed[a : a + 8]: int.from_bytes(packed[a + 8 : b], "big") for a, b in edges}
+
+
+def _packed(seen: Mapping[bytes, int]) -> bytes:
+    return b"".join([digest + offset.to_bytes(8, "big") for digest, offset in seen.items()])

@@ -1,0 +1,97 @@
+"""Streams of one project: what was started, what its workers did, and where each version of a view begins to be filled.
+
+Where a version begins is decided once a partition of the topic, by whoever asks first: events from there on are the
+stream's, those before it are batch's. So none is left out and none counts twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import sqlalchemy as sa
+
+from feature_store.errors import ConflictError
+from feature_store.registry.database import Database
+from feature_store.registry.leases import now_of
+from feature_store.registry.records import Claim, StreamState, StreamWorker
+from feature_store.registry.tables import STREAM_CLAIMS, STREAM_WORKERS, STREAMS
+
+
+class Streams:
+    """Each method is one transaction, or a few that may be repeated."""
+
+    def __init__(self, database: Database, project: str) -> None:
+        self._database = database
+        self._project = project
+
+    def get(self, source: str) -> StreamState | None:
+        """The stream of a source; None where none was ever started."""
+        return self.all().get(source)
+
+    def all(self) -> dict[str, StreamState]:
+        """The streams that were started, by source."""
+        with self._database.reading() as connection:
+            rows = connection.execute(sa.select(STREAMS).where(STREAMS.c.project == self._project)).all()
+        return {row.source: StreamState.read(row.source, row.revision, row.body) for row in rows}
+
+    def save(self, state: StreamState) -> StreamState:
+        """Save, and return it with its next revision; `ConflictError` if another saved since it was read."""
+        saved = replace(state, revision=state.revision + 1)
+        row = {"revision": saved.revision, "body": saved.body()}
+        if state.revision:
+            mine = (*self._key(STREAMS, state.source), STREAMS.c.revision == state.revision)
+            with self._database.writing() as connection:
+                done = connection.execute(STREAMS.update().where(*mine).values(**row)).rowcount == 1
+        else:
+            done = self._database.insert(STREAMS, {"project": self._project, "source": state.source, **row})
+        if not done:
+            raise ConflictError(
+                f'the stream of "{state.source}" was started or stopped by another', hint="Read again and retry"
+            )
+        return saved
+
+    def forget(self, source: str) -> None:
+        """Remove the stream of a source, and its workers."""
+        with self._database.writing() as connection:
+            for table in (STREAMS, STREAM_WORKERS):
+                connection.execute(table.delete().where(*self._key(table, source)))
+
+    def beat(self, worker: StreamWorker) -> None:
+        """Say what a worker has done so far."""
+        key = {"project": self._project, "source": worker.source, "worker": worker.name}
+        with self._database.writing() as connection:
+            row = {"seen": now_of(connection), "body": worker.body()}
+            mine = (*self._key(STREAM_WORKERS, worker.source), STREAM_WORKERS.c.worker == worker.name)
+            if connection.execute(STREAM_WORKERS.update().where(*mine).values(**row)).rowcount:
+                return
+        self._database.insert(STREAM_WORKERS, {**key, **row})
+
+    def workers(self, source: str) -> list[StreamWorker]:
+        """The workers of a stream, those that are gone too, each with the time since it was last heard of."""
+        with self._database.reading() as connection:
+            now = now_of(connection)
+            rows = connection.execute(sa.select(STREAM_WORKERS).where(*self._key(STREAM_WORKERS, source))).all()
+        found = (StreamWorker.read(source, row.worker, row.body, now - row.seen) for row in rows)
+        return sorted(found, key=lambda worker: worker.name)
+
+    def claims(self, view: str, version: str) -> dict[int, Claim]:
+        """Where a version of a view begins, by partition."""
+        table = STREAM_CLAIMS.c
+        mine = (table.project == self._project, table.view == view, table.version == version)
+        with self._database.reading() as connection:
+            rows = connection.execute(sa.select(STREAM_CLAIMS).where(*mine)).all()
+        return {row.partition: Claim(row.begin, row.epoch) for row in rows}
+
+    def claim(self, view: str, version: str, begins: Mapping[int, int], epoch: str) -> dict[int, Claim]:
+        """Let a version begin at these offsets, where nobody decided yet; where it begins now."""
+        key = {"project": self._project, "view": view, "version": version}
+        known = self.claims(view, version)
+        for partition, begin in begins.items():
+            if partition not in known:
+                row = {**key, "partition": partition, "begin": begin, "epoch": epoch}
+                self._database.insert(STREAM_CLAIMS, row)
+        return self.claims(view, version)
+
+    def _key(self, table: sa.Table, source: str) -> tuple[sa.ColumnElement[bool], ...]:
+        return (table.c.project == self._project, table.c.source == source)
