@@ -5,12 +5,13 @@ Instants are int64 microseconds. A window at T takes events with floor(T - lengt
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import chain, compress
-from typing import Any
+from itertools import chain, filterfalse
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,7 @@ _SIGN = 1 << 63
 _NO_CREATED = -(2**63)
 _TILE = 8
 _FRAGMENT = 16
+_MOST_TILES = 512
 
 StoredRow = tuple[int, int, tuple[Any, ...]]
 """Event time, created, values: what an online store keeps of a tile or a fragment, and what a read answers."""
@@ -199,29 +201,79 @@ class WindowReader:
             for (length, levels), by_key in groups.items()
         )
         self._nothing = tuple(aggregate_of(window).answer([()] * len(state_columns(window))) for window in windows)
+        self._step = math.gcd(*self._levels, *(window.length for window in windows))
+        self._reach: _Reach | None = None
 
     def read(self, items: Sequence[Mapping[bytes, StoredRow]], at: int) -> StoredRow:
         """The answers at T = `at` as a row: the time of the latest event used (`NO_EVENT` if none), no created, the
         answers as raw row values. `items`: what is stored of the key, one mapping a level, shortest level first."""
         if not any(items):
             return (NO_EVENT, _NO_CREATED, self._nothing)
-        spans = [group.spans(at) for group in self._groups]
-        wanted: list[list[_Span]] = [[] for _ in self._levels]
-        for of_group in spans:
-            for place, span in of_group:
-                wanted[place].append(span)
+        reach, end = self._reach_at(at), tile_item(at)
         parts = [
-            _Part.of(of_level, _joined(of_spans), level) if of_level and of_spans else None
-            for level, of_level, of_spans in zip(self._levels, items, wanted, strict=True)
+            _Part.of(of_level, wanted, end) if of_level and wanted.spans else None
+            for of_level, wanted in zip(items, reach.of_levels, strict=True)
         ]
         answers = list(self._nothing)
-        for group, of_group in zip(self._groups, spans, strict=True):
-            group.answer([(place, parts[place], span) for place, span in of_group], answers)
+        for group, of_group in zip(self._groups, reach.of_groups, strict=True):
+            group.answer([(place, parts[place], spans) for place, spans in of_group], answers)
         return (max((part.newest for part in parts if part), default=NO_EVENT), _NO_CREATED, tuple(answers))
+
+    def _reach_at(self, at: int) -> _Reach:
+        """The spans at T = `at`. They are the same for all T of one step, so the last ones are kept."""
+        until, reach = _floor(at, self._step) + self._step, self._reach
+        if reach is None or reach.until != until:
+            of_groups = tuple(group.reach(at, until) for group in self._groups)
+            spans: list[list[_Span]] = [[] for _ in self._levels]
+            for place, of_level in chain.from_iterable(of_groups):
+                spans[place] += of_level
+            reach = self._reach = _Reach(until, of_groups, tuple(map(_Wanted.of, spans, self._levels)))
+        return reach
 
 
 _Span = tuple[bytes, bytes]
 """Items from the first on, below the second."""
+
+_Used = tuple[tuple[int, tuple[_Span, ...]], ...]
+"""Spans by the place of their level."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What is used of the items of one level: those in some spans. `tiles` are all tiles there, None if they are many:
+    most items are tiles, and a set tells those that are used faster than comparisons with the ends of spans."""
+
+    level: int
+    spans: tuple[_Span, ...]
+    tiles: frozenset[bytes] | None
+
+    @classmethod
+    def of(cls, spans: Sequence[_Span], level: int) -> _Wanted:
+        joined = _joined(spans)
+        times = [range(item_time(first), item_time(end), level) for first, end in joined]
+        few = sum(map(len, times)) <= _MOST_TILES
+        return cls(level, joined, frozenset(map(tile_item, chain.from_iterable(times))) if few else None)
+
+    def visible(self, items: Mapping[bytes, StoredRow], end: bytes) -> list[bytes]:
+        """What is used before `end`, in order of time: tiles, and fragments that no tile covers."""
+        spans = [(first, min(until, end)) for first, until in self.spans]
+        of_tile = self.tiles.__contains__ if self.tiles is not None else _is_tile
+        tiles = _within(spans, sorted(filter(of_tile, items)))
+        others = _within(spans, sorted([item for item in items if len(item) != _TILE]))
+        if not others:
+            return tiles
+        hidden = _hidden(tiles, others, items, self.level)
+        return sorted([*tiles, *(others if not hidden else filterfalse(hidden.__contains__, others))])
+
+
+@dataclass(frozen=True, slots=True)
+class _Reach:
+    """What is used at the instants of the step that ends at `until`: by each group, and by all of them at each level.
+    Spans that end at T end at `until` here."""
+
+    until: int
+    of_groups: tuple[_Used, ...]
+    of_levels: tuple[_Wanted, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,19 +294,18 @@ class _Group:
     levels: tuple[int, ...]
     answers: tuple[_Answer, ...]
 
-    def spans(self, at: int) -> list[tuple[int, _Span]]:
-        """What is used at T = `at`, each span with the place of its level."""
-        since, until = _floor(at - self.length, self.levels[0]), at
-        first, end, found = tile_item(since), tile_item(until), []
+    def reach(self, at: int, until: int) -> _Used:
+        """What is used at T = `at`, up to `until` where it ends at T."""
+        since, end, found = _floor(at - self.length, self.levels[0]), until, []
         for place, longer in zip(self.places, self.levels[1:], strict=False):
-            since, until = -(-since // longer) * longer, _floor(until, longer)
-            found += [(place, (first, first := tile_item(since))), (place, (tile_item(until), end))]
-            end = found[-1][1][0]
-        return [*found, (self.places[-1], (first, end))]
+            first, last = -(-since // longer) * longer, _floor(at, longer)
+            found.append((place, (_span(since, first), _span(last, end))))
+            since, end = first, last
+        return (*found, (self.places[-1], (_span(since, end),)))
 
-    def answer(self, used: Sequence[tuple[int, _Part | None, _Span]], answers: list[Any]) -> None:
+    def answer(self, used: Sequence[tuple[int, _Part | None, Sequence[_Span]]], answers: list[Any]) -> None:
         """Put the answers into their places; those over nothing are there already."""
-        cuts = [(place, cut) for place, part, span in used if part is not None and (cut := part.cut(span)) is not None]
+        cuts = [(place, cut) for place, part, spans in used if part is not None for cut in part.cuts(spans)]
         for answer in self.answers if cuts else ():
             states = [cut[answer.state[place]] for place, cut in cuts]  # type: ignore[index]
             columns = states[0] if len(states) == 1 else [[*chain(*parts)] for parts in zip(*states, strict=True)]
@@ -263,35 +314,26 @@ class _Group:
                 answers[place] = found
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(NamedTuple):
     """What is visible of the items of one level, in order of time: the items, and the columns of their values."""
 
     order: list[bytes]
-    columns: Sequence[Sequence[Any]]
     newest: int
+    columns: Sequence[Sequence[Any]]
 
     @classmethod
-    def of(cls, items: Mapping[bytes, StoredRow], spans: Sequence[_Span], level: int) -> _Part | None:
-        """Tiles, and fragments that no tile covers; None if there is none."""
-        order = sorted([item for first, end in spans for item in items if first <= item < end])
-        sizes = [*map(len, order)]
-        if sum(sizes) != _TILE * len(order):
-            hidden = _hidden([*compress(order, map(_FRAGMENT.__eq__, sizes))], items, level)
-            order = [item for item in order if item not in hidden] if hidden else order
-        if not order:
-            return None
-        times, columns = _columns(items, order)
-        return cls(order, columns, int(max(times)))
+    def of(cls, items: Mapping[bytes, StoredRow], wanted: _Wanted, end: bytes) -> _Part | None:
+        """What is used before `end`; None if there is none."""
+        order = wanted.visible(items, end)
+        return cls(order, *_columns(items, order)) if order else None
 
-    def cut(self, span: _Span) -> Sequence[Sequence[Any]] | None:
-        """The columns of the items of a span; None if there is none."""
-        first, end = bisect_left(self.order, span[0]), bisect_left(self.order, span[1])
-        if first >= end:
-            return None
-        if end - first == len(self.order):
-            return self.columns
-        return [column[first:end] for column in self.columns]
+    def cuts(self, spans: Sequence[_Span]) -> list[Sequence[Sequence[Any]]]:
+        """The columns of the items of some spans, in parts; none of those without items."""
+        order = self.order
+        places = [(bisect_left(order, first), bisect_left(order, end)) for first, end in spans]
+        if sum(end - first for first, end in places) == len(order):
+            return [self.columns]
+        return [[column[first:end] for column in self.columns] for first, end in places if first < end]
 
 
 def _slices(windows: Sequence[Window]) -> dict[Window, slice]:
@@ -304,39 +346,56 @@ def _slices(windows: Sequence[Window]) -> dict[Window, slice]:
     return found
 
 
-def _joined(spans: Sequence[_Span]) -> Sequence[_Span]:
-    """Spans that touch or overlap as one."""
-    if len(spans) == 1:
-        return spans
+def _span(since: int, until: int) -> _Span:
+    return tile_item(since), tile_item(until)
+
+
+def _joined(spans: Sequence[_Span]) -> tuple[_Span, ...]:
+    """Spans that touch or overlap as one; none of those that hold nothing."""
     found: list[_Span] = []
     for first, end in sorted(spans):
         if found and first <= found[-1][1]:
             found[-1] = (found[-1][0], max(end, found[-1][1]))
-        else:
+        elif first < end:
             found.append((first, end))
-    return found
+    return tuple(found)
 
 
-def _hidden(fragments: list[bytes], items: Mapping[bytes, StoredRow], level: int) -> set[bytes]:
-    """Of fragments in order of time those that the tile they fall into covers. Items sort as their times do."""
+def _is_tile(item: bytes) -> bool:
+    return len(item) == _TILE
+
+
+def _within(spans: Sequence[_Span], order: list[bytes]) -> list[bytes]:
+    """Of items in order those in some spans."""
+    found = [order[bisect_left(order, first) : bisect_left(order, end)] for first, end in spans] if order else []
+    return found[0] if len(found) == 1 else [*chain.from_iterable(found)]
+
+
+def _hidden(
+    tiles: Sequence[bytes], others: Sequence[bytes], items: Mapping[bytes, StoredRow], level: int
+) -> set[bytes]:
+    """The fragments that the tile they fall into covers; both in order of time, as items sort."""
+    fragments = [item for item in others if len(item) == _FRAGMENT]
     hidden: set[bytes] = set()
     at = 0
     while at < len(fragments):
-        start = _floor(item_time(fragments[at]), level)
-        tile, first = items.get(tile_item(start)), at
-        at = bisect_left(fragments, tile_item(start + level), first)
-        if tile is not None:
-            hidden.update(fragments[first : bisect_left(fragments, tile_item(tile[2][-1]), first, at)])
+        first, after = at, bisect_left(tiles, fragments[at])
+        at = bisect_left(fragments, tiles[after], first) if after < len(tiles) else len(fragments)
+        if after:
+            tile = tiles[after - 1]
+            covered = min(items[tile][2][-1], item_time(tile) + level)
+            hidden.update(fragments[first : bisect_left(fragments, tile_item(covered), first, at)])
     return hidden
 
 
-def _columns(items: Mapping[bytes, StoredRow], order: list[bytes]) -> tuple[Sequence[int], Sequence[Sequence[Any]]]:
-    """The event times and the columns of values of some items, from the mapping itself where it can tell them fast."""
+def _columns(items: Mapping[bytes, StoredRow], order: list[bytes]) -> tuple[int, Sequence[Sequence[Any]]]:
+    """The latest event time and the columns of values of some items, from the mapping itself where it can tell them
+    fast."""
     at_once = getattr(items, "columns", None)
     if at_once is not None:
         return at_once(order)  # type: ignore[no-any-return]
     times, _, rows = zip(*map(items.__getitem__, order), strict=True)
-    return times, tuple(zip(*rows, strict=True))
+    return max(times), tuple(zip(*rows, strict=True))
 
 
 def _floor(at: int, hop: int) -> int:

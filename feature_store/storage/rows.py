@@ -55,6 +55,7 @@ class RowCodec:
         self._formats = [_format(column.type) for column in schema]
         self._nulls = (len(schema) + 7) // 8
         self._dtype = _dtype(self._formats, self._nulls)
+        self._names = [f"f{i}" for i in range(len(schema))]
         self._size = self._dtype.itemsize
         self._pieces, self._decimals = _pieces(schema), _decimals(schema)
         self._heads = [(0, VERSION), *zip((17, 18), len(schema).to_bytes(2, "big"), strict=True)]
@@ -72,16 +73,16 @@ class RowCodec:
             encoded += self._encode_batch(batch)
         return encoded
 
-    def decode_all(self, rows: Sequence[bytes]) -> tuple[Sequence[int], Sequence[Sequence[Any]]]:
-        """The event times and the columns of values of rows, one or more, as `decode` gives them row by row."""
+    def decode_all(self, rows: Sequence[bytes]) -> tuple[int, Sequence[Sequence[Any]]]:
+        """The latest event time and the columns of values of rows, one or more, as `decode` gives them row by row."""
         count, size = len(rows), self._size
         whole = b"".join([row[:size] for row in rows] if self._pieces else rows)
         # The head of the first row that has other fields or a later version is where it should be, so it is found.
-        if len(whole) != count * size or any(whole[at::size] != bytes((byte,)) * count for at, byte in self._heads):
+        if len(whole) != count * size or any(whole[at::size].count(byte) != count for at, byte in self._heads):
             times, _, values = zip(*map(self.decode, rows), strict=True)
-            return times, tuple(zip(*values, strict=True))
+            return max(times), tuple(zip(*values, strict=True))
         fixed = np.frombuffer(whole, self._dtype)
-        columns: list[list[Any]] = [fixed[f"f{i}"].tolist() for i in range(len(self._formats))]
+        columns: list[list[Any]] = [fixed[name].tolist() for name in self._names]
         starts = [0] * count
         for i, decode_piece in self._pieces:
             ends = columns[i]
@@ -91,7 +92,7 @@ class RowCodec:
             columns[i] = [_decode_decimal(value, scale) for value in columns[i]]
         for i in range(self._nulls):
             _blank_columns(columns, 8 * i, whole[_HEADER.size + i :: size])
-        return (fixed["event_time"] ^ np.uint64(_SIGN)).astype(np.int64).tolist(), columns
+        return int(fixed["event_time"].max()) - _SIGN, columns
 
     def _encode_batch(self, batch: pa.RecordBatch) -> list[bytes]:
         fixed = np.zeros(batch.num_rows, self._dtype)
@@ -150,8 +151,9 @@ class Items(Mapping[bytes, Row]):
     def __repr__(self) -> str:
         return repr(dict(self))
 
-    def columns(self, items: Sequence[bytes]) -> tuple[Sequence[int], Sequence[Sequence[Any]]]:
-        """The event times and the columns of values of some items, one or more: far faster than row by row."""
+    def columns(self, items: Sequence[bytes]) -> tuple[int, Sequence[Sequence[Any]]]:
+        """The latest event time of some items, one or more, and the columns of their values: far faster than row by
+        row."""
         return self._codec.decode_all([*map(self._rows.__getitem__, items)])
 
 
@@ -379,6 +381,6 @@ def _blank(values: list[Any], nulls: bytes) -> None:
 def _blank_columns(columns: list[list[Any]], first: int, marks: bytes) -> None:
     """Put the nulls into eight columns: of each row the byte of its bitmap that is about them."""
     bits = reduce(or_, set(marks))
-    for i in range(8):
+    for i in range(bits.bit_length()):
         if bits >> i & 1:
             columns[first + i] = [None if m >> i & 1 else v for m, v in zip(marks, columns[first + i], strict=True)]

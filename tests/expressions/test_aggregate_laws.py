@@ -311,6 +311,30 @@ def test_a_fragment_counts_until_its_tile_covers_it() -> None:
     assert reader.read([covered], 4 * MINUTE + 1)[2] == (6,)
 
 
+@pytest.mark.parametrize("hop", [MINUTE // 60, 5 * MINUTE, HOUR])
+def test_one_reader_answers_at_any_instant(hop: int) -> None:
+    windows = [window("count", None, length, hop=hop) for length in (HOUR, 5 * HOUR, 5 * DAY)]
+    tiles = {tile_item(start): start for start in range(0, 6 * DAY, hop)} if hop >= 5 * MINUTE else {}
+    level = {item: (start, 0, (1, start + hop)) for item, start in tiles.items()}
+    pushed = {fragment_item(time, b"%08d" % time): time for time in range(DAY, 6 * DAY, HOUR + MINUTE)}
+    level |= {item: (time, 0, (1, 0)) for item, time in pushed.items()}
+    stores = [level, *({} for _ in windows[-1].levels[1:])]
+    chance = random.Random(1)
+    reader = WindowReader(windows)
+    for at in [chance.randrange(5 * DAY, 6 * DAY) // step * step for step in (1, MINUTE, HOUR) for _ in range(20)]:
+        assert reader.read(stores, at) == WindowReader(windows).read(stores, at)
+        since = (at - HOUR) // hop * hop
+        seen = [time for time in pushed.values() if since <= time < at and tile_item(time // hop * hop) not in tiles]
+        assert reader.read(stores, at)[2][0] == len(seen) + sum(since <= start < at for start in tiles.values())
+
+
+@pytest.mark.parametrize("more", [4, 12])
+def test_an_item_that_is_neither_tile_nor_fragment_counts_beside_its_tile(more: int) -> None:
+    tile, beside = tile_item(0), tile_item(0) + b"x" * more
+    items = {beside: (7, 0, (1, 0)), tile: (1, 0, (5, 5 * MINUTE))}
+    assert WindowReader([window("count", None)]).read([items], HOUR)[:3:2] == (7, (6,))
+
+
 def test_windows_over_the_same_values_share_a_state() -> None:
     short, long = window("sum", "INT64", HOUR, name="a"), window("sum", "INT64", 2 * HOUR, name="b")
     other = window("sum", "INT64", 2 * HOUR, name="c", where=Ref(BOOL, "y"))
