@@ -22,7 +22,7 @@ install: $(BIN)/fs ## make .venv with the package and what its tests need
 SERVERS := redis-server postgresql openjdk-17-jre-headless maven
 
 .PHONY: services
-services: ## install the servers that the tests start (Redis, PostgreSQL, HBase), by apt when root, and by Maven
+services: ## install the servers that the tests start (Redis, PostgreSQL, HBase, Kafka), by apt when root, and by Maven
 	@{ command -v redis-server && { command -v pg_ctl || ls /usr/lib/postgresql/*/bin/pg_ctl; } \
 	  && command -v java && command -v mvn; } >/dev/null 2>&1 || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
@@ -61,9 +61,9 @@ test: install services feast airflow ## all tests, with real servers
 NEWEST := build/newest/bin/python
 
 .PHONY: test-newest
-test-newest: install services ## engines, stores and retrieval with the newest release of every dependency
+test-newest: install services ## engines, stores and retrieval with the newest of every dependency, without Flink, which pins old ones
 	@test -d build/newest || $(PYTHON) -m venv build/newest
-	$(UV) pip install --quiet --compile-bytecode --upgrade --python $(NEWEST) --editable '.[dev]'
+	$(UV) pip install --quiet --compile-bytecode --upgrade --python $(NEWEST) --editable '.[tests]'
 	$(NEWEST) -m pytest -n auto tests/engines tests/storage tests/conformance tests/retrieval tests/registry
 
 .PHONY: lint

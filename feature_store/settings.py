@@ -19,6 +19,7 @@ _VARIABLE = re.compile(r"\$\$\{|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<default>
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _SQLITE = re.compile(r"(?P<scheme>sqlite(?:\+\w+)?:///)(?P<file>[^?/][^?]*)(?P<query>\?.*)?")
 _SPARK_MASTER = re.compile(r"local\[|spark://|yarn$|k8s://")
+_BROKER = re.compile(r"([A-Z_]+://)?([^\s,:\[\]/]+|\[[0-9A-Fa-f:.]+\]):(?P<port>\d{1,5})")
 _PROJECT = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
 
 _EXAMPLES = {
@@ -44,6 +45,19 @@ def _timezone(value: str) -> str:
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise ValueError(f'"{value}" is not a time zone; write for example UTC or Asia/Shanghai') from None
     return value
+
+
+def _brokers(value: str) -> str:
+    brokers = [broker.strip() for broker in value.split(",")]
+    for broker in brokers:
+        match = _BROKER.fullmatch(broker)
+        if not match or not 0 < int(match["port"]) < 65_536:
+            raise ValueError(f'"{broker}" is not a broker; write host:port, with commas between several')
+    return ",".join(brokers)
+
+
+Brokers = Annotated[str, AfterValidator(_brokers)]
+"""Where to find a Kafka cluster: `host:port`, or several with commas between them."""
 
 
 class Limits(BaseModel):
@@ -80,9 +94,44 @@ class EnginePlace(BaseModel):
     @property
     def conf_texts(self) -> dict[str, str]:
         """The conf as Spark spells values."""
-        return {
-            name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in self.conf.items()
-        }
+        return _texts(self.conf)
+
+
+def _texts(conf: Mapping[str, str | bool | int | float]) -> dict[str, str]:
+    """Options as Java and C programs read them: true, not True."""
+    return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in conf.items()}
+
+
+_OURS = {
+    "bootstrap.servers": "Write it as brokers",
+    "group.id": "The group of a stream is named by its project and source",
+    "enable.auto.commit": "Offsets are committed after what they stand for is written",
+    "enable.auto.offset.store": "Offsets are committed after what they stand for is written",
+    "auto.offset.reset": "Say it when the stream starts for the first time",
+}
+
+
+def _kafka_conf(conf: dict[str, str | bool | int | float]) -> dict[str, str | bool | int | float]:
+    for name in conf:
+        if name in _OURS:
+            raise ValueError(f'"{name}" is not to be set here. {_OURS[name]}')
+    return conf
+
+
+class KafkaPlace(BaseModel):
+    """Where Kafka is: brokers, with librdkafka's options for them (security.protocol, sasl.username, ...), and the
+    address of a schema registry."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    brokers: Brokers | None = None
+    schema_registry: str | None = Field(default=None, pattern=r"^https?://[^/\s]")
+    conf: Annotated[dict[str, str | bool | int | float], AfterValidator(_kafka_conf)] = {}
+
+    @property
+    def conf_texts(self) -> dict[str, str]:
+        """The conf as librdkafka spells values."""
+        return _texts(self.conf)
 
 
 _TEXT, _MAPPING = "text", "mapping"
@@ -104,6 +153,7 @@ class Settings(BaseModel):
     online_store: str = "sqlite:///data/online.db"
     engine: str = "local"
     engines: dict[str, _Place] = {}
+    kafka: KafkaPlace = KafkaPlace()
     aliases: dict[str, str] = {}
     timezone: Annotated[str, AfterValidator(_timezone)] = "UTC"
     limits: Limits = Limits()
@@ -112,6 +162,15 @@ class Settings(BaseModel):
         """Where the engine of a name runs; one that is not among `engines` is embedded."""
         place = "local" if name == "local" else self.engines.get(name, "local")
         return EnginePlace(master=place) if isinstance(place, str) else place
+
+    def kafka_place(self, source: str, brokers: str | None) -> KafkaPlace:
+        """Where the topic of a source is: at its own brokers, if it names any. `SettingsError` if nobody does."""
+        if not (brokers or self.kafka.brokers):
+            raise SettingsError(
+                f'source "{source}" reads Kafka, and nothing says where that is',
+                hint="Write kafka: {brokers: host:port} in feature_store.yaml, or brokers: in the source's kafka:",
+            )
+        return self.kafka.model_copy(update={"brokers": brokers}) if brokers else self.kafka
 
 
 def load_settings(path: Path | str, root: Path | None = None) -> Settings:
@@ -237,7 +296,7 @@ def _settings_error(error: ValidationError, lines: Mapping[_KeyPath, int], file:
     first = error.errors(include_url=False)[0]
     path = tuple(part for n, part in enumerate(first["loc"]) if (n, part) not in ((2, _TEXT), (2, _MAPPING)))
     name = ".".join(str(part) for part in path)
-    inner: dict[Any, type[BaseModel]] = {"limits": Limits, "engines": EnginePlace}
+    inner: dict[Any, type[BaseModel]] = {"limits": Limits, "engines": EnginePlace, "kafka": KafkaPlace}
     known = inner.get(path[0] if path else None, Settings).model_fields
     line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), 0)
     location = Location(str(file), line)

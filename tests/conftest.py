@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 
 from feature_store.engines.spark import SparkEngine
-from tests.servers import HBaseServer, HdfsServer, PostgresServer, RedisServer, S3Server, SparkCluster
+from tests.servers import HBaseServer, HdfsServer, KafkaServer, PostgresServer, RedisServer, S3Server, SparkCluster
 
 
 @pytest.fixture(scope="session")
@@ -111,3 +111,18 @@ def spark_cluster() -> Iterator[SparkCluster]:
     cluster = SparkCluster().start()
     yield cluster
     cluster.close()
+
+
+@pytest.fixture(scope="session")
+def kafka_server(request: pytest.FixtureRequest) -> Iterator[KafkaServer]:
+    """A Kafka broker for the whole session. What stops it starts it again."""
+    server = KafkaServer().start()
+    failed = request.session.testsfailed
+    yield server
+    server.close(keep=request.session.testsfailed > failed)
+
+
+@pytest.fixture
+def kafka_topic(kafka_server: KafkaServer) -> str:
+    """The name of an empty topic of two partitions."""
+    return kafka_server.topic(2)

@@ -109,10 +109,18 @@ def aggregations(draw: st.DrawFn) -> Aggregation:
 
 
 entities = st.builds(Entity, join_key=names, type=st.sampled_from([Type(kind) for kind in KEY_KINDS]), **_common())
+_brokers = st.sampled_from([None, "localhost:9092", "SASL_SSL://a.b:1, [::1]:65535"])
+_topics = st.builds(
+    Kafka,
+    topic=st.from_regex(r"[A-Za-z0-9._-]{3,12}", fullmatch=True),
+    format=st.just("avro"),
+    avro_schema=st.sampled_from([None, {"type": "record", "name": "\u7528"}, "schemas/a.avsc", '["null"]']),
+    schema_registry=st.sampled_from([None, True]),
+    brokers=_brokers,
+)
 _streams = st.builds(
     Stream,
-    kafka=st.none()
-    | st.builds(Kafka, topic=texts, format=st.sampled_from(["json", "avro"]), brokers=st.none() | texts),
+    kafka=st.none() | _topics | st.builds(Kafka, topic=names, format=st.just("json"), brokers=_brokers),
     push=st.just(True),
 )
 sources = st.builds(

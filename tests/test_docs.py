@@ -29,7 +29,7 @@ from feature_store import definitions
 from feature_store.cli import COMMANDS
 from feature_store.definitions.feature import Compute, Feature
 from feature_store.definitions.source import SourceColumn
-from feature_store.settings import Limits, Settings
+from feature_store.settings import KafkaPlace, Limits, Settings
 from feature_store.templates import create
 
 ROOT = Path(__file__).parents[1]
@@ -183,6 +183,7 @@ KEYS: dict[str, tuple[type[BaseModel], type[BaseModel] | None]] = {
     "feature/compute": (Compute, None),
     "feature_store.yaml": (Settings, None),
     "feature_store.yaml/limits": (Limits, None),
+    "feature_store.yaml/kafka": (KafkaPlace, None),
 }
 
 

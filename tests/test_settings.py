@@ -66,6 +66,12 @@ def test_another_root(tmp_path: Path) -> None:
         ("project: ads\nengines:\n  spark: {mastr: yarn}\n", 3, "engines.spark.master"),
         ("project: ads\nengines:\n  spark: {master: yarn, config: {}}\n", 3, 'Did you mean "conf"'),
         ("project: ads\nengines:\n  spark: {master: yarn, conf: [a]}\n", 3, "engines.spark.conf"),
+        ("project: ads\nkafka: localhost:9092\n", 2, "kafka"),
+        ("project: ads\nkafka:\n  broker: a:1\n", 3, 'Did you mean "brokers"?'),
+        ("project: ads\nkafka:\n  brokers: a:1,b\n", 3, '"b" is not a broker; write host:port'),
+        ("project: ads\nkafka:\n  brokers: a:70000\n", 3, '"a:70000" is not a broker'),
+        ("project: ads\nkafka:\n  schema_registry: host:8081\n", 3, "kafka.schema_registry"),
+        ("project: ads\nkafka:\n  conf: {group.id: x}\n", 3, '"group.id" is not to be set here. The group of'),
         ("- ads\n", 1, "not a mapping"),
         ("project: ads\nproject: other\n", 2, "twice"),
         ("", 1, "not a mapping"),
@@ -131,3 +137,24 @@ engines: {spark: {master: yarn, conf: {spark.executor.cores: 4, spark.shuffle.se
     assert settings.engine_place("flink").is_embedded
     assert settings.engine_place("local").is_embedded
     assert settings.engine_place("other").is_embedded
+
+
+def test_the_brokers_of_a_source_win(tmp_path: Path) -> None:
+    text = """
+project: ads
+kafka:
+  brokers: SASL_SSL://a:9092, b:9093
+  schema_registry: http://registry:8081
+  conf: {security.protocol: SASL_SSL, enable.ssl.certificate.verification: false}
+"""
+    settings = load_settings(write(tmp_path, text))
+    place = settings.kafka_place("events", None)
+    assert (place.brokers, place.schema_registry) == ("SASL_SSL://a:9092,b:9093", "http://registry:8081")
+    assert place.conf_texts == {"security.protocol": "SASL_SSL", "enable.ssl.certificate.verification": "false"}
+    assert settings.kafka_place("events", "c:1") == place.model_copy(update={"brokers": "c:1"})
+    with pytest.raises(SettingsError) as caught:
+        load_settings(write(tmp_path, "project: ads\n")).kafka_place("events", None)
+    assert str(caught.value) == (
+        'source "events" reads Kafka, and nothing says where that is. '
+        "Write kafka: {brokers: host:port} in feature_store.yaml, or brokers: in the source's kafka:"
+    )

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +26,7 @@ from feature_store.definitions import (
     Stream,
 )
 from feature_store.definitions.files import dump, load_file, load_text, loads
-from feature_store.errors import DefinitionError
+from feature_store.errors import DefinitionError, SourceError
 from feature_store.types import INT64
 from tests.strategies import definitions
 
@@ -211,6 +212,7 @@ def test_anchors_aliases_and_merges() -> None:
     assert entities == [Entity(name="user", owner="me", type="STRING"), Entity(name="ad", owner="me", type="STRING")]
 
 
+STREAM = "source:\n  name: s\n  path: p\n  timestamp: t\n  stream:\n"
 MISTAKES = {
     "unknown kind": (
         "entity: {name: u}\nfeature_vew: {}",
@@ -284,6 +286,41 @@ MISTAKES = {
     "not one of": (
         "source:\n  name: s\n  timestamp: t\n  path: p\n  stream:\n    kafka:\n      topic: x\n      format: xml",
         "source \"s\": stream.kafka.format: \"xml\" is not one of 'json', 'avro' (f.yaml:8)",
+    ),
+    "a stream without a time": (
+        "source:\n  name: s\n  path: p\n  stream:\n    kafka: {topic: x}",
+        'source "s": a source with a stream needs a timestamp column (f.yaml:4)',
+    ),
+    "an engine with nothing to read": (
+        f"{STREAM}    push: true\n    engine: flink",
+        'source "s": stream: the engine of a stream reads Kafka: it needs kafka, too (f.yaml:7)',
+    ),
+    "no such engine of a stream": (
+        f"{STREAM}    kafka: {{topic: x}}\n    engine: spark",
+        "source \"s\": stream.engine: \"spark\" is not one of 'kafka', 'flink' (f.yaml:7)",
+    ),
+    "not a topic": (
+        f"{STREAM}    kafka: {{topic: ad click}}",
+        'source "s": stream.kafka.topic: "ad click" is not a topic: letters, digits, ".", "_" and "-", at most 249 '
+        "characters (f.yaml:6)",
+    ),
+    "not a broker": (
+        f"{STREAM}    kafka:\n      topic: x\n      brokers: a:1, b",
+        'source "s": stream.kafka.brokers: "b" is not a broker; write host:port, with commas between several '
+        "(f.yaml:8)",
+    ),
+    "a schema of JSON messages": (
+        f"{STREAM}    kafka:\n      topic: x\n      avro_schema: a.avsc",
+        'source "s": stream.kafka: messages in json have no avro_schema; write format: avro (f.yaml:8)',
+    ),
+    "avro and no schema": (
+        f"{STREAM}    kafka:\n      topic: x\n      format: avro\n      schema_registry: false",
+        'source "s": stream.kafka: avro without a schema registry needs avro_schema (f.yaml:9)',
+    ),
+    "a schema that is not JSON": (
+        f"{STREAM}    kafka:\n      topic: x\n      format: avro\n      avro_schema: '{{type: record}}'",
+        'source "s": stream.kafka.avro_schema: this is not JSON: Expecting property name enclosed in double quotes: '
+        "line 1 column 2 (char 1) (f.yaml:9)",
     ),
     "out of range": (
         "feature_service:\n  name: s\n  features: [a]\n  logging:\n    sample_rate: 2",
@@ -382,3 +419,16 @@ def test_a_place_knows_the_lines_of_its_parts() -> None:
     assert str(view.inside("storage", "online")) == "f.yaml:16"
     assert str(view.inside("entities", 0)) == "f.yaml:5"
     assert str(view.inside("features", 0, "column")) == "f.yaml:9"
+
+
+def test_an_avro_schema_is_a_file_json_or_yaml(tmp_path: Path) -> None:
+    (tmp_path / "click.avsc").write_text('{"type": "record"}')
+    for written in ("click.avsc", '{"type": "record"}', "{type: record}"):
+        kafka = Kafka(topic="t", format="avro", avro_schema=yaml.safe_load(written) if "{t" in written else written)
+        assert kafka.read_avro_schema(tmp_path) == '{"type": "record"}'
+        assert not kafka.uses_registry
+    assert Kafka(topic="t", format="avro").uses_registry
+    assert Kafka(topic="t", format="avro", avro_schema="click.avsc", schema_registry=True).uses_registry
+    assert not Kafka(topic="t").uses_registry
+    with pytest.raises(SourceError, match=r'^avro_schema "none\.avsc" cannot be read: No such file or directory$'):
+        Kafka(topic="t", format="avro", avro_schema="none.avsc").read_avro_schema(tmp_path)

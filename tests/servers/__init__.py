@@ -1,0 +1,23 @@
+"""Real servers for tests: started on free ports in folders of their own, stopped at the end."""
+
+from __future__ import annotations
+
+from tests.servers.hbase import HBaseServer
+from tests.servers.hdfs import HdfsServer
+from tests.servers.kafka import KafkaServer
+from tests.servers.postgres import PostgresServer
+from tests.servers.processes import free_port
+from tests.servers.redis import RedisServer
+from tests.servers.s3 import S3Server
+from tests.servers.spark import SparkCluster
+
+__all__ = [
+    "HBaseServer",
+    "HdfsServer",
+    "KafkaServer",
+    "PostgresServer",
+    "RedisServer",
+    "S3Server",
+    "SparkCluster",
+    "free_port",
+]

@@ -1,0 +1,75 @@
+"""A Redis of its own."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import redis
+
+from tests.servers.processes import free_port
+
+
+class RedisServer:
+    """A redis-server that keeps nothing on disk. It can be stopped and started again at the same port."""
+
+    def __init__(self, *, cluster: bool = False) -> None:
+        self._binary = shutil.which("redis-server")
+        if self._binary is None:
+            raise RuntimeError("there is no redis-server. Run: apt-get install redis-server")
+        self.port = free_port()
+        self._cluster = cluster
+        self._folder = Path(tempfile.mkdtemp(prefix="fs-redis-"))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        scheme = "redis+cluster" if self._cluster else "redis"
+        return f"{scheme}://127.0.0.1:{self.port}" + ("" if self._cluster else "/0")
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def client(self) -> redis.Redis:
+        """A connection around the store."""
+        return redis.Redis(port=self.port, socket_timeout=10)
+
+    def start(self) -> RedisServer:
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
+        options += ["--save", "", "--appendonly", "no", "--logfile", str(self._folder / "log")]
+        if self._cluster:
+            options += ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
+        self._process = subprocess.Popen([str(self._binary), *options])
+        self._wait()
+        return self
+
+    def stop(self) -> None:
+        """End the server at once; what it held is gone."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def close(self) -> None:
+        self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + 20
+        with self.client() as client:
+            while True:
+                try:
+                    if self._cluster and client.cluster("INFO")["cluster_state"] != "ok":
+                        client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+                    elif client.ping():
+                        return
+                except redis.RedisError:
+                    pass
+                if time.monotonic() > deadline:
+                    self.close()
+                    raise RuntimeError(f"redis-server did not answer at port {self.port}")
+                time.sleep(0.02)
