@@ -1,0 +1,84 @@
+"""Events of a topic in tiles: any batches, read again from any offset, count each event once."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from feature_store import FeatureStore
+from feature_store.expressions.instants import MINUTE
+from feature_store.materialization.events import Events
+from feature_store.materialization.stream_writer import StreamEvents, StreamWriter
+from feature_store.types import TIMESTAMP
+
+TEXT = """
+entity: {{name: user, join_key: user_id, type: INT64}}
+---
+source:
+  name: clicks
+  timestamp: at
+  unique: {unique}
+  columns:
+    - {{name: id, type: INT64}}
+    - {{name: user_id, type: INT64}}
+    - {{name: x, type: INT64}}
+    - {{name: at, type: TIMESTAMP}}
+  stream: {{kafka: {{topic: clicks}}}}
+---
+feature_view:
+  name: counts
+  entities: [user]
+  source: clicks
+  aggregations:
+    - {{name: n, function: count, window: 1h}}
+    - {{name: total, function: sum, column: x, window: 7d}}
+"""
+
+
+def store_of(folder: Path, unique: str) -> FeatureStore:
+    (folder / "feature_store.yaml").write_text("project: p\n")
+    (folder / "views.yaml").write_text(TEXT.format(unique=unique))
+    store = FeatureStore(folder)
+    store.apply()
+    return store
+
+
+@pytest.mark.parametrize("unique", ["[]", "[id]"])
+def test_each_event_counts_once_whatever_is_read_again(tmp_path: Path, unique: str) -> None:
+    store, random_ = store_of(tmp_path, unique), random.Random(7)
+    rows, now = store.catalog.rows["clicks"], time.time_ns() // 1000
+    ages = [random_.choice([1, 10, 50, 500, 5_000]) * MINUTE for _ in range(200)]
+    made = [(n, n % 3, n, now - age) for n, age in enumerate(ages)]
+    if unique != "[]":
+        made += [made[n] for n in random_.sample(range(200), 40)]  # the same event comes twice
+    topic = [(number % 2, number // 2, event) for number, event in enumerate(made)]
+    if unique != "[]":
+        topic = [(0, number, event) for number, event in enumerate(made)]
+
+    def apply(writer: StreamWriter, some: list[tuple[int, int, tuple[int, ...]]]) -> None:
+        columns = list(zip(*(event for _, _, event in some), strict=True))
+        types = [pa.int64()] * 3 + [TIMESTAMP.arrow]
+        arrays = [pa.array(c, pa.int64()).cast(t) for c, t in zip(columns, types, strict=True)]
+        table = pa.table(dict(zip(rows.schema.names, arrays, strict=True)))
+        places = [np.array(column, np.int64) for column in list(zip(*some, strict=True))[:2]]
+        writer.apply([store.catalog.views["counts"]], StreamEvents(Events(rows, table), *places), now)
+
+    at = 0
+    writer = StreamWriter(store.online_store, store.registry.streams)
+    while at < len(topic):
+        size = random_.randint(1, 40)
+        apply(writer, topic[at : at + size])
+        at += size
+        if random_.random() < 0.3:  # killed, and started again at an earlier offset
+            writer, at = StreamWriter(store.online_store, store.registry.streams), max(0, min(at, len(topic)) - 60)
+    found = store.get_online_features(["counts:n", "counts:total"], [{"user_id": user} for user in range(3)]).to_dict()
+    for user in range(3):
+        mine = [event for event in made[:200] if event[1] == user]
+        assert found["n"][user] == sum(now - event[3] <= 50 * MINUTE for event in mine)
+        assert found["total"][user] == sum(event[2] for event in mine)
+    store.close()
