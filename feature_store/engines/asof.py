@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from feature_store.engines import facts as reading
 from feature_store.engines import windows as events
-from feature_store.engines.facts import Facts, batches, conform, event_columns, reach
+from feature_store.engines.facts import Facts, batches, conform, event_columns
 from feature_store.engines.scans import KNOWN, TIME, listed
-from feature_store.engines.windows import Columns, Events, Ints
+from feature_store.engines.windows import Columns, Events
 from feature_store.errors import SourceError
-from feature_store.expressions.relations import LatestRow, Window, Windows
+from feature_store.expressions.ranges import Ints
+from feature_store.expressions.relations import LatestRow, Window, Windows, reach
 from feature_store.expressions.schedules import boundary_array
 from feature_store.storage.online import EVENT_TIME, NO_CREATED
 from feature_store.types import Schema

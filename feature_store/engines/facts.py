@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from feature_store.engines.scans import KNOWN, TIME, Scan, listed, quoted
-from feature_store.engines.windows import Columns, Events, Ints, answers
-from feature_store.expressions.relations import Rows, Window, Windows
+from feature_store.engines.windows import Columns, Events, answers
+from feature_store.expressions.ranges import Ints
+from feature_store.expressions.relations import Rows, Windows
 from feature_store.expressions.scalars import Ref, Scalar, to_sql
 from feature_store.expressions.sql_writer import duckdb_order
 from feature_store.storage.online import NO_CREATED
@@ -147,11 +148,6 @@ class Facts:
 def event_columns(columns: Columns) -> str:
     """Of facts, what `Events` take."""
     return listed([TIME, f"coalesce(__c, {NO_CREATED}) AS __c", *columns.values.values(), *columns.conditions.values()])
-
-
-def reach(windows: Sequence[Window], at: int) -> int:
-    """The earliest event time that counts in a window at an instant."""
-    return min(((at - window.length) // window.hop * window.hop for window in windows), default=at)
 
 
 def snapshot_schema(relation: Windows) -> pa.Schema:

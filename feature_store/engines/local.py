@@ -34,16 +34,16 @@ from feature_store.engines.facts import (
     batches,
     conform,
     event_columns,
-    reach,
     snapshot_rows,
     snapshot_schema,
 )
 from feature_store.engines.files import csv_misfit, find_files
 from feature_store.engines.scans import Scan, listed, quoted, schema_of
-from feature_store.engines.windows import Columns, Ints
+from feature_store.engines.windows import Columns
 from feature_store.errors import FeatureStoreError, InvalidInputError, Location, SourceError, StoreUnavailableError
 from feature_store.expressions.queries import bind_query, render
-from feature_store.expressions.relations import LatestRow, Rows, ScheduledQuery, Windows
+from feature_store.expressions.ranges import Ints
+from feature_store.expressions.relations import LatestRow, Rows, ScheduledQuery, Windows, reach
 from feature_store.expressions.scalars import Scalar, to_sql
 from feature_store.expressions.schedules import date_valid_at
 from feature_store.storage.online import CREATED, EVENT_TIME, NO_CREATED

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from feature_store.engines import windows as events
 from feature_store.engines.engine import Sink
-from feature_store.engines.facts import EVENTS_AT_ONCE, conform, reach, snapshot_rows, snapshot_schema
+from feature_store.engines.facts import EVENTS_AT_ONCE, conform, snapshot_rows, snapshot_schema
 from feature_store.engines.files import find_files
 from feature_store.engines.scans import KNOWN, TIME
 from feature_store.engines.spark_joins import Spread, as_of
@@ -35,7 +35,7 @@ from feature_store.engines.spark_snapshots import among, heavy_keys, merged_tile
 from feature_store.engines.windows import Columns
 from feature_store.errors import ConflictError, ExpressionError, FeatureStoreError, InvalidInputError, SourceError
 from feature_store.expressions.queries import bind_query, render
-from feature_store.expressions.relations import LatestRow, Rows, ScheduledQuery, Windows
+from feature_store.expressions.relations import LatestRow, Rows, ScheduledQuery, Windows, reach
 from feature_store.expressions.scalars import Ref, Scalar, cast, to_sql
 from feature_store.expressions.schedules import date_valid_at
 from feature_store.storage.online import CREATED, EVENT_TIME

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from feature_store.engines.scans import KNOWN, TIME
 from feature_store.expressions.aggregates import COVERED, aggregate_ranges, tile_item, tile_schema, tile_states, valid
+from feature_store.expressions.ranges import Ints
 from feature_store.expressions.relations import Window, Windows
 from feature_store.expressions.scalars import Scalar
 from feature_store.storage.online import CREATED, EVENT_TIME, ITEM, NO_CREATED
 from feature_store.types import Schema
 
-Ints = NDArray[np.int64]
 _PAIRS_AT_ONCE = 4_000_000
 
 

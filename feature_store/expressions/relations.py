@@ -6,6 +6,7 @@ Instants and durations are int64 microseconds.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from feature_store.expressions.instants import DAY, HOUR
@@ -84,6 +85,11 @@ class Window:
             if level > found[-1] and level % found[-1] == 0 and self.length >= 4 * level:
                 found.append(level)
         return tuple(found)
+
+
+def reach(windows: Iterable[Window], at: int) -> int:
+    """The earliest event time that counts in a window at an instant."""
+    return min(((at - window.length) // window.hop * window.hop for window in windows), default=at)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""Compute and write: batch runs and pushed rows, into the online and offline stores."""
+"""Compute and write: batch runs, pushed rows and events of a topic, into the online and offline stores."""

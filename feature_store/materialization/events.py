@@ -12,16 +12,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from feature_store.definitions.catalog import BoundView
+from feature_store.expressions.ranges import Ints
 from feature_store.expressions.relations import Computed, LatestRow, Rows, Windows
 from feature_store.expressions.scalars import Ref, Scalar, compile_rows
 from feature_store.storage.online import CREATED, EVENT_TIME, NO_CREATED
 from feature_store.storage.rows import raw_type, to_arrow
 from feature_store.types import TIMESTAMP, Schema
-
-Ints = NDArray[np.int64]
 
 
 class Events:
@@ -39,14 +37,14 @@ class Events:
     @cached_property
     def times(self) -> Ints:
         """Event times in microseconds."""
-        return _micros(self.table[self.rows.timestamp])
+        return micros(self.table[self.rows.timestamp])
 
     @cached_property
     def created(self) -> Ints:
         """Created times in microseconds, `NO_CREATED` where the source has none."""
         if self.rows.created is None:
             return np.full(len(self), NO_CREATED)
-        return _micros(self.table[self.rows.created])
+        return micros(self.table[self.rows.created])
 
     def raw(self, name: str) -> list[Any]:
         """A column as raw row values."""
@@ -132,9 +130,10 @@ def _with_created(rows: Rows, table: pa.Table) -> pa.Table:
     return table.set_column(index, rows.created, filled)
 
 
-def _micros(column: pa.ChunkedArray) -> Ints:
-    micros: Ints = column.cast(TIMESTAMP.arrow).cast(pa.int64()).to_numpy()
-    return micros
+def micros(column: pa.ChunkedArray) -> Ints:
+    """A column of times without nulls, in microseconds."""
+    found: Ints = column.cast(TIMESTAMP.arrow).cast(pa.int64()).to_numpy()
+    return found
 
 
 def _one_chunk(column: Any) -> pa.Array:

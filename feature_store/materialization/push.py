@@ -23,7 +23,7 @@ from feature_store.expressions.aggregates import aggregate_of, distinct, fragmen
 from feature_store.expressions.instants import DAY, MINUTE, to_iso
 from feature_store.expressions.relations import LatestRow, Rows, Window, Windows
 from feature_store.frames import conform, read_table
-from feature_store.materialization.events import Events, columns_of, identities, scalars_of
+from feature_store.materialization.events import Events, columns_of, identities, micros, scalars_of
 from feature_store.storage.online import CREATED, EVENT_TIME, ITEM, NO_CREATED, OnlineStore, Table
 from feature_store.storage.rows import to_arrow
 from feature_store.types import TIMESTAMP, Column, Schema
@@ -226,11 +226,6 @@ def _fragments(
     return pa.table(out | events.stamps() | {ITEM: pa.array(items, pa.binary())})
 
 
-def _micros(column: pa.ChunkedArray) -> list[int]:
-    values: list[int] = column.cast(TIMESTAMP.arrow).cast(pa.int64()).to_pylist()
-    return values
-
-
 def _renamed(table: pa.Table, names: Mapping[str, str]) -> pa.Table:
     """Feast's names for the time columns stand for the source's, where the table does not have those."""
     return table.rename_columns(
@@ -251,7 +246,7 @@ def _refuse_nulls(table: pa.Table, names: Sequence[str], what: str) -> None:
 def _refuse_odd_times(table: pa.Table, name: str, what: str) -> None:
     """A row from the far future would hide every later one for good."""
     limit = time.time_ns() // 1000 + FARTHEST_AHEAD
-    for row, at in enumerate(_micros(table[name])):
+    for row, at in enumerate(micros(table[name]).tolist()):
         if not 0 <= at < _LATEST:
             raise InvalidInputError(
                 f'{what}: column "{name}", row {row}: {_shown(at)} is outside the years 1970 to {LATEST_YEAR - 1}'

@@ -36,10 +36,11 @@ from feature_store.expressions.aggregates import (
     tile_states,
 )
 from feature_store.expressions.instants import MINUTE
-from feature_store.expressions.relations import LatestRow, Window, Windows
+from feature_store.expressions.ranges import Ints
+from feature_store.expressions.relations import LatestRow, Window, Windows, reach
 from feature_store.expressions.scalars import Scalar
 from feature_store.materialization.epochs import begin_epoch, epoch_of, epoch_read
-from feature_store.materialization.events import Events, Ints, identities
+from feature_store.materialization.events import Events, identities
 from feature_store.materialization.kept import Kept, KeyItems
 from feature_store.registry.records import Claim
 from feature_store.storage.online import CREATED, EVENT_TIME, ITEM, Key, OnlineStore, Table
@@ -91,6 +92,7 @@ class StreamWriter:
         self._claims = claims
         self._kept = Kept()
         self._views: dict[str, _WindowsWriter] = {}
+        self._created: set[str] = set()
 
     def forget(self) -> None:
         """Read from the store again: another worker may have gone on with what was kept."""
@@ -102,14 +104,19 @@ class StreamWriter:
         applied = Applied()
         for bound in views if len(given) else ():
             if isinstance(bound.relation, LatestRow):
-                table = latest_table(bound)
-                self._online.create(table)
-                self._online.write(table, given.events.latest(bound.keys, bound.relation.values))
+                self._online.write(self._latest(bound), given.events.latest(bound.keys, bound.relation.values))
             elif isinstance(bound.relation, Windows) and not is_snapshot(bound):
                 late = self._windows(bound).apply(given, now)
                 applied.late = max(applied.late, late or 0)
                 applied.lost += (bound.name,) if late is None else ()
         return applied
+
+    def _latest(self, bound: BoundView) -> Table:
+        table = latest_table(bound)
+        if table.name not in self._created:
+            self._online.create(table)
+            self._created.add(table.name)
+        return table
 
     def _windows(self, bound: BoundView) -> _WindowsWriter:
         if bound.table not in self._views:
@@ -123,8 +130,8 @@ class _WindowsWriter:
     def __init__(self, bound: BoundView, online: OnlineStore, claims: Claims, kept: Kept) -> None:
         assert isinstance(bound.relation, Windows)
         self._bound, self._online, self._claims, self._kept = bound, online, claims, kept
+        self._windows = bound.relation.windows
         self._levels = [_Level(bound, bound.relation, level) for level in bound.relation.levels]
-        self._longest = max(window.length for window in bound.relation.windows)
         self._seen = seen_table(bound) if bound.relation.rows.unique else None
         self._begins: dict[int, Claim] | None = None
         for table in self._tables:
@@ -138,7 +145,7 @@ class _WindowsWriter:
         """Write events; how many were late. None where the store has lost the rows of the view."""
         begins = self._begin(given)
         begin = np.array([begins[partition].begin for partition in given.partitions.tolist()], np.int64)
-        oldest = now - self._longest
+        oldest = reach(self._windows, now)
         batch = _Batch(self._bound, given, np.flatnonzero((given.offsets >= begin) & (given.events.times >= oldest)))
         late = int((given.events.times < oldest).sum())
         if not len(batch.index):

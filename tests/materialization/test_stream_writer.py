@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from feature_store import FeatureStore
-from feature_store.expressions.instants import MINUTE
+from feature_store.expressions.instants import DAY, HOUR, MINUTE
 from feature_store.materialization.events import Events
 from feature_store.materialization.stream_writer import StreamEvents, StreamWriter
 from feature_store.types import TIMESTAMP
@@ -48,10 +48,24 @@ def store_of(folder: Path, unique: str) -> FeatureStore:
     return store
 
 
+Placed = tuple[int, int, tuple[int, ...]]
+"""Partition, offset, and the values of an event."""
+
+
+def apply(writer: StreamWriter, store: FeatureStore, placed: list[Placed], now: int) -> None:
+    rows = store.catalog.rows["clicks"]
+    columns = list(zip(*(event for _, _, event in placed), strict=True))
+    types = [pa.int64()] * 3 + [TIMESTAMP.arrow]
+    arrays = [pa.array(column, pa.int64()).cast(type_) for column, type_ in zip(columns, types, strict=True)]
+    table = pa.table(dict(zip(rows.schema.names, arrays, strict=True)))
+    partitions, offsets = (np.array(column, np.int64) for column in list(zip(*placed, strict=True))[:2])
+    writer.apply([store.catalog.views["counts"]], StreamEvents(Events(rows, table), partitions, offsets), now)
+
+
 @pytest.mark.parametrize("unique", ["[]", "[id]"])
 def test_each_event_counts_once_whatever_is_read_again(tmp_path: Path, unique: str) -> None:
     store, random_ = store_of(tmp_path, unique), random.Random(7)
-    rows, now = store.catalog.rows["clicks"], time.time_ns() // 1000
+    now = time.time_ns() // 1000
     ages = [random_.choice([1, 10, 50, 500, 5_000]) * MINUTE for _ in range(200)]
     made = [(n, n % 3, n, now - age) for n, age in enumerate(ages)]
     if unique != "[]":
@@ -60,19 +74,11 @@ def test_each_event_counts_once_whatever_is_read_again(tmp_path: Path, unique: s
     if unique != "[]":
         topic = [(0, number, event) for number, event in enumerate(made)]
 
-    def apply(writer: StreamWriter, some: list[tuple[int, int, tuple[int, ...]]]) -> None:
-        columns = list(zip(*(event for _, _, event in some), strict=True))
-        types = [pa.int64()] * 3 + [TIMESTAMP.arrow]
-        arrays = [pa.array(c, pa.int64()).cast(t) for c, t in zip(columns, types, strict=True)]
-        table = pa.table(dict(zip(rows.schema.names, arrays, strict=True)))
-        places = [np.array(column, np.int64) for column in list(zip(*some, strict=True))[:2]]
-        writer.apply([store.catalog.views["counts"]], StreamEvents(Events(rows, table), *places), now)
-
     at = 0
     writer = StreamWriter(store.online_store, store.registry.streams)
     while at < len(topic):
         size = random_.randint(1, 40)
-        apply(writer, topic[at : at + size])
+        apply(writer, store, topic[at : at + size], now)
         at += size
         if random_.random() < 0.3:  # killed, and started again at an earlier offset
             writer, at = StreamWriter(store.online_store, store.registry.streams), max(0, min(at, len(topic)) - 60)
@@ -81,4 +87,16 @@ def test_each_event_counts_once_whatever_is_read_again(tmp_path: Path, unique: s
         mine = [event for event in made[:200] if event[1] == user]
         assert found["n"][user] == sum(now - event[3] <= 50 * MINUTE for event in mine)
         assert found["total"][user] == sum(event[2] for event in mine)
+    store.close()
+
+
+def test_an_event_counts_as_long_as_a_window_reaches_it(tmp_path: Path) -> None:
+    """A window begins with a step: up to one more than its length ago."""
+    store = store_of(tmp_path, "[]")
+    now = 7 * DAY + 3 * MINUTE
+    first = (now - 7 * DAY) // HOUR * HOUR
+    writer = StreamWriter(store.online_store, store.registry.streams)
+    apply(writer, store, [(0, 0, (1, 1, 10, first - 1)), (0, 1, (2, 1, 5, first))], now)
+    found = store.online.get(["counts:total"], [{"user_id": 1}], now=now).to_dict()
+    assert found["total"] == [5]
     store.close()
