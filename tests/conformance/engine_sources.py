@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from functools import partial
@@ -270,6 +271,27 @@ class SourceConformance:
         assert found == [{"rows": 3, "sum": 5.0, EVENT_TIME: 2}]
         assert reals_of(engine, source(None, pushed=store.path("log"))) == [(1, 2.0, 2)]
         assert len(engine.inputs(facts)) == 3
+
+    @pytest.mark.parametrize("unique", [(), ("s",)])
+    def test_what_a_stream_counts_is_history_and_not_batch(
+        self, engine: Engine, tmp_path: Path, unique: tuple[str, ...]
+    ) -> None:
+        """Of two partitions the stream counts from offset 1, and from 0, on; "b" is in a file and its event, too."""
+        store = OfflineStore("lake", tmp_path)
+        path = one_file(tmp_path / "a.parquet", [event(1, 1, x=1.0, s="a"), event(1, 2, x=2.0, s="b")])
+        streamed = table([event(1, 2, x=2.0, s="b"), event(1, 3, x=4.0, s="c"), event(1, 4, x=8.0, s="d")])
+        for name, places in (("__partition", [0, 0, 1]), ("__offset", [1, 0, 0])):
+            streamed = streamed.append_column(name, pa.array(places, pa.int64()))
+        store.append("log", streamed)
+        facts = source(path, streamed=store.path("log"), unique=unique)
+
+        def total_of(rows: Rows) -> float:
+            found = engine.tiles(Windows(rows, KEYS, TOTALS), 5, None, 5, None).read().read_all()
+            return sum(found["sum.sum"].to_pylist())
+
+        assert total_of(facts) == (15.0 if unique else 17.0)
+        assert total_of(replace(facts, before=((0, 1), (1, 0)))) == (5.0 if unique else 7.0)
+        assert total_of(replace(facts, before=())) == (1.0 if unique else 3.0)
 
     def test_rows_equal_in_unique_columns_count_once(self, engine: Engine, tmp_path: Path) -> None:
         store = OfflineStore("lake", tmp_path)

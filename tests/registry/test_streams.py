@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from feature_store.errors import ConflictError
+from feature_store.registry.records import Claim, StreamState, StreamWorker
+from feature_store.registry.registry import Registry
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registry]:
+    sqlite = request.param == "sqlite"
+    url = f"sqlite:///{tmp_path}/registry.db" if sqlite else str(request.getfixturevalue("postgres_url"))
+    registry = Registry(url, "p")
+    yield registry
+    registry.close()
+
+
+def test_whoever_claims_first_decides_where_a_version_begins(registry: Registry) -> None:
+    streams = registry.streams
+    assert streams.claim("v", "1", {0: 5}, "e") == {0: Claim(5, "e")}
+    assert streams.claim("v", "1", {0: 9, 1: 7}, "later") == {0: Claim(5, "e"), 1: Claim(7, "later")}
+    assert streams.claims("v", "2") == {}
+    registry.forget_progress("v", "1")
+    assert streams.claims("v", "1") == {}
+
+
+def test_a_stream_that_another_changed_is_not_written_over(registry: Registry) -> None:
+    streams = registry.streams
+    saved = streams.save(StreamState("clicks", "kafka", True, job={"group": "g"}))
+    assert streams.get("clicks") == saved and saved.revision == 1
+    stopped = streams.save(replace(saved, running=False))
+    for stale in (saved, replace(saved, revision=0)):
+        with pytest.raises(ConflictError, match="clicks"):
+            streams.save(stale)
+    assert streams.all() == {"clicks": stopped}
+
+
+def test_workers_are_heard_of_until_their_stream_is_forgotten(registry: Registry) -> None:
+    streams = registry.streams
+    streams.save(StreamState("clicks", "kafka", True))
+    streams.beat(StreamWorker("clicks", "w", events=1))
+    streams.beat(StreamWorker("clicks", "w", events=7, late=2, newest=3, lost=("v",)))
+    (worker,) = streams.workers("clicks")
+    assert replace(worker, silent=0) == StreamWorker("clicks", "w", events=7, late=2, newest=3, lost=("v",))
+    assert worker.silent >= 0
+    streams.forget("clicks")
+    assert streams.get("clicks") is None and streams.workers("clicks") == []
