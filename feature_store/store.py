@@ -35,7 +35,7 @@ from feature_store.expressions.instants import instant, to_iso
 from feature_store.expressions.relations import Rows
 from feature_store.materialization.backfill import Backfill
 from feature_store.materialization.batch import Materializer, Report
-from feature_store.materialization.push import Destination, Pusher
+from feature_store.materialization.push import Destination, Pusher, receivers
 from feature_store.materialization.rollout import KEPT_FOR, Rollout
 from feature_store.materialization.sinks import Address
 from feature_store.plugins import check_online_store, open_online_store
@@ -483,6 +483,13 @@ class FeatureStore(Directory):
     def write_to_online_store(self, feature_view_name: str, df: Any) -> int:
         """Write rows of join keys, features and `event_timestamp` (and `created`) to a view over columns."""
         return self._pusher.write(feature_view_name, df)
+
+    def receivers(self, source: str) -> list[BoundView]:
+        """The versions of views that keep rows of a source online, the applied ones and those that are served until
+        these are complete; `NotFoundError` where there is no such source."""
+        catalog = self.catalog
+        columns = catalog.definition(Source, source) and catalog.rows[source].schema.names
+        return [bound for bound in receivers(catalog, self._earlier, source, columns) if bound.view.online]
 
     @property
     def _pusher(self) -> Pusher:

@@ -46,8 +46,8 @@ class Backfill:
     def run(self, bound: BoundView, engine: Engine, start: int, end: int) -> int:
         """Write [start, end]; the number of rows written by this call."""
         with self._announced(bound) as alone:
+            bound, epoch = self.materializer.begin(bound)
             inputs = fingerprints(bound, engine)
-            epoch = self.materializer.epoch(bound)
             job = self._begin(bound, inputs | epoch)
             steps = chunks_between(bound, start, end, self.materializer.past(bound, epoch))
             rows = self._write(bound, engine, steps if alone else steps[::-1], job)

@@ -28,6 +28,7 @@ from feature_store.engines.engine import Computed, Engine
 from feature_store.errors import ConflictError, StoreUnavailableError
 from feature_store.expressions.aggregates import tile_item
 from feature_store.expressions.relations import LatestRow, ScheduledQuery, Windows
+from feature_store.materialization.boundary import Boundary, counted_by_batch
 from feature_store.materialization.epochs import begin_epoch
 from feature_store.materialization.epochs import epoch as epoch_of_view
 from feature_store.materialization.sinks import Address, OnlineSink, Stamp, timed
@@ -78,19 +79,20 @@ class Materializer:
         self._address_of = address_of
         self._offline = offline
         self._registry = registry
+        self._boundary = Boundary(registry.streams, offline)
         self._report = report or (lambda view, done, total, rows: None)
 
     def between(self, bound: BoundView, engine: Engine, start: int, end: int) -> int:
         """Materialize [start, end], whatever was done before; the number of rows written."""
+        bound, epoch = self.begin(bound)
         inputs = fingerprints(bound, engine)
-        epoch = self.epoch(bound)
         steps = steps_between(bound, start, end, self.past(bound, epoch))
         return self._run(bound, engine, steps, inputs | epoch, lambda p: finish_between(p, start, end, inputs | epoch))
 
     def until(self, bound: BoundView, engine: Engine, end: int) -> int:
         """Materialize what is new since the last run, late rows included; the number of rows written."""
+        bound, epoch = self.begin(bound)
         inputs = fingerprints(bound, engine)
-        epoch = self.epoch(bound)
         past = self.past(bound, epoch)
         if past.through is not None and not past.lost:
             end = max(end, past.through)  # what is late of the time in between is read now or, being known then, never
@@ -121,9 +123,11 @@ class Materializer:
         self.save(bound, finish)
         return rows
 
-    def epoch(self, bound: BoundView) -> dict[str, str]:
-        """The store's epoch of the view, begun now if there is none, as a fingerprint among those of the inputs."""
-        return {EPOCH: str(begin_epoch(self._online, bound))}
+    def begin(self, bound: BoundView) -> tuple[BoundView, dict[str, str]]:
+        """The view as batch computes it, without what a stream counts; and the store's epoch of the view, begun now if
+        there is none, as a fingerprint among those of the inputs."""
+        epoch = str(begin_epoch(self._online, bound))
+        return self._boundary.before(bound, epoch), {EPOCH: epoch}
 
     def check_epoch(self, bound: BoundView, epoch: str) -> None:
         """`StoreUnavailableError` where the store has lost what was written since the epoch began."""
@@ -232,7 +236,8 @@ class Materializer:
 
 def fingerprints(bound: BoundView, engine: Engine) -> dict[str, str]:
     """Fingerprints of all inputs, taken before anything is read: what arrives meanwhile is new next time."""
-    return {name: mark for rows in bound.inputs for name, mark in engine.inputs(rows).items()}
+    found = {name: mark for rows in bound.inputs for name, mark in engine.inputs(rows).items()}
+    return counted_by_batch(bound.relation, found)
 
 
 def _mark(step: Step) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_store.definitions.catalog import BoundView
+from feature_store.errors import FeatureStoreError
 from feature_store.expressions.ranges import Ints
 from feature_store.expressions.relations import Computed, LatestRow, Rows, Windows
 from feature_store.expressions.scalars import Ref, Scalar, compile_rows
@@ -113,6 +114,34 @@ def scalars_of(view: BoundView) -> list[Scalar]:
     if isinstance(relation, Windows):
         return [scalar for window in relation.windows for scalar in (window.value, window.where) if scalar]
     return []
+
+
+def not_computable(events: Events, views: Iterable[BoundView]) -> dict[int, str]:
+    """The events over which a view's expressions cannot be computed, each with the reason."""
+    wrong: dict[int, str] = {}
+    for view in views:
+        for scalar in scalars_of(view):
+            try:
+                events.computed(scalar)
+            except FeatureStoreError as error:
+                reason = f'feature view "{view.name}": {error}'
+                wrong |= {at: wrong.get(at, reason) for at in _wrong_ones(events, scalar)}
+    return wrong
+
+
+def _wrong_ones(events: Events, scalar: Scalar) -> Iterator[int]:
+    """Which events an expression cannot be computed over: halves that have one are halved again."""
+    parts = [(0, len(events))]
+    while parts:
+        start, end = parts.pop()
+        try:
+            Events(events.rows, events.table.slice(start, end - start)).evaluate(scalar)
+        except FeatureStoreError:
+            if end - start == 1:
+                yield start
+            else:
+                middle = (start + end) // 2
+                parts += [(start, middle), (middle, end)]
 
 
 def columns_of(view: BoundView) -> set[str]:

@@ -84,13 +84,12 @@ class Pusher:
             raise InvalidInputError(
                 f'source "{name}" does not take pushed rows', hint="Add to its definition stream: {push: true}"
             )
-        views = [view for view in self._catalog.views.values() if rows in view.inputs]
         data = read_table(data)
-        events = Events(rows, self._checked(source, rows, views, data))
+        views = receivers(self._catalog, self._earlier, name, data.column_names)
+        events = Events(rows, self._checked(source, rows, receivers(self._catalog, {}, name, ()), data))
         if not len(events):
             return 0
         ids = identities(events)
-        views += [view for view in self._earlier.values() if _takes(view, rows, data.column_names)]
         # Wherever they go: what a view cannot compute online could not be computed from the log either, for good.
         written = [(view, *part) for view in views for part in _stored(view, events, ids)]
         if to is not Destination.ONLINE:
@@ -158,6 +157,16 @@ class Pusher:
     def _write(self, table: Table, rows: pa.Table) -> None:
         self._online.create(table)
         self._online.write(table, rows)
+
+
+def receivers(
+    catalog: Catalog, earlier: Mapping[str, BoundView], source: str, given: Collection[str]
+) -> list[BoundView]:
+    """The versions of views that live rows of a source, with these columns, go to: those of the catalog, and earlier
+    ones that can be computed from rows of the source as it is now."""
+    rows = catalog.rows[source]
+    views = [view for view in catalog.views.values() if rows in view.inputs]
+    return views + [view for view in earlier.values() if _takes(view, rows, given)]
 
 
 def _takes(earlier: BoundView, rows: Rows, given: Collection[str]) -> bool:

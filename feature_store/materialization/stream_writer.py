@@ -5,7 +5,8 @@ that batch writes, one tile a partition of the topic: its state is that of all e
 which is kept with it as `CREATED`. Events at or before that offset are in it and are passed over, so that what is read
 again after a crash changes nothing; a writer that was taken for dead and still writes has a smaller offset and loses.
 The first event of a version of a view that a stream applies is settled in the registry (`Streams.claim`): what is
-before it in the topic, batch reads from the log of the stream.
+before it in the topic, batch reads from the log of the stream. Where the online store has lost its rows, that is
+settled anew.
 
     item of 12 bytes    a tile of one partition
     item of 20 bytes    one event that happens later than now, in no tile yet
@@ -13,7 +14,7 @@ before it in the topic, batch reads from the log of the stream.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -75,41 +76,35 @@ class StreamEvents:
         return len(self.events)
 
 
-@dataclass
-class Applied:
-    """What became of events: how many were late (in no tile that is kept any more), and of which views the online store
-    has lost rows, so that nothing is written to these."""
-
-    late: int = 0
-    lost: tuple[str, ...] = ()
-
-
 class StreamWriter:
     """Applies events to views. It keeps the tiles that it wrote last; `forget` them when partitions come or go."""
 
     def __init__(self, online: OnlineStore, claims: Claims) -> None:
         self._online = online
-        self._claims = claims
         self._kept = Kept()
+        self._begins = _Begins(online, claims)
         self._views: dict[str, _WindowsWriter] = {}
         self._created: set[str] = set()
 
     def forget(self) -> None:
-        """Read from the store again: another worker may have gone on with what was kept."""
+        """Read from the stores again: another worker may have gone on with what was kept."""
         self._kept.clear()
-        self._views.clear()
+        self._begins.clear()
 
-    def apply(self, views: Sequence[BoundView], given: StreamEvents, now: int) -> Applied:
-        """Write events to the online tables of views; acknowledged when it returns. `now` is in microseconds."""
-        applied = Applied()
+    def settle(self, views: Sequence[BoundView], positions: Mapping[int, int]) -> bool:
+        """Settle where views begin, if that is open: at these offsets, by partition. Whether any of them does."""
+        return self._begins.settle([bound for bound in views if not is_snapshot(bound)], positions)
+
+    def apply(self, views: Sequence[BoundView], given: StreamEvents, now: int) -> int:
+        """Write events to the online tables of views; acknowledged when it returns. `now` is in microseconds. The
+        number of late events: those in no tile that is kept any more."""
+        late = 0
         for bound in views if len(given) else ():
             if isinstance(bound.relation, LatestRow):
                 self._online.write(self._latest(bound), given.events.latest(bound.keys, bound.relation.values))
             elif isinstance(bound.relation, Windows) and not is_snapshot(bound):
-                late = self._windows(bound).apply(given, now)
-                applied.late = max(applied.late, late or 0)
-                applied.lost += (bound.name,) if late is None else ()
-        return applied
+                late = max(late, self._windows(bound).apply(given, now))
+        return late
 
     def _latest(self, bound: BoundView) -> Table:
         table = latest_table(bound)
@@ -120,20 +115,59 @@ class StreamWriter:
 
     def _windows(self, bound: BoundView) -> _WindowsWriter:
         if bound.table not in self._views:
-            self._views[bound.table] = _WindowsWriter(bound, self._online, self._claims, self._kept)
+            self._views[bound.table] = _WindowsWriter(bound, self._online, self._begins, self._kept)
         return self._views[bound.table]
+
+
+class _Begins:
+    """Where views begin, as the registry has it for the present epoch of the online store."""
+
+    def __init__(self, online: OnlineStore, claims: Claims) -> None:
+        self._online, self._claims = online, claims
+        self._known: dict[str, dict[int, Claim]] = {}
+
+    def clear(self) -> None:
+        self._known.clear()
+
+    def settle(self, views: Sequence[BoundView], positions: Mapping[int, int]) -> bool:
+        """As `StreamWriter.settle`."""
+        epochs = self._online.read([epoch_read(bound) for bound in views]) if views else []
+        found = [self._settle(bound, positions, epoch_of(answer[0])) for bound, answer in zip(views, epochs, strict=True)]
+        return any(found)
+
+    def _settle(self, bound: BoundView, positions: Mapping[int, int], epoch: int | None) -> bool:
+        known = self._known.get(bound.table)
+        if known is None:
+            known = self._known[bound.table] = self._claims.claims(bound.name, bound.version)
+        if not self._is_open(known, positions, epoch):
+            return False
+        began = begin_epoch(self._online, bound) if epoch is None else epoch
+        self._known[bound.table] = self._claims.claim(bound.name, bound.version, positions, str(began))
+        return True
+
+    def _is_open(self, known: Mapping[int, Claim], partitions: Iterable[int], epoch: int | None) -> bool:
+        return any(known[part].epoch != str(epoch) if part in known else True for part in partitions)
+
+    def of(self, bound: BoundView, positions: Mapping[int, int]) -> dict[int, Claim]:
+        """Where a view begins in partitions; where that is open, at these positions."""
+        if positions.keys() - self._known.get(bound.table, {}).keys():
+            self.settle([bound], positions)
+        return self._known[bound.table]
+
+    def hold(self, bound: BoundView, partitions: Iterable[int], epoch: int | None) -> bool:
+        """Whether the store has kept what was written of a view since it began in these partitions."""
+        return not self._is_open(self._known[bound.table], partitions, epoch)
 
 
 class _WindowsWriter:
     """Writes the tiles of one version of a temporal view."""
 
-    def __init__(self, bound: BoundView, online: OnlineStore, claims: Claims, kept: Kept) -> None:
+    def __init__(self, bound: BoundView, online: OnlineStore, begins: _Begins, kept: Kept) -> None:
         assert isinstance(bound.relation, Windows)
-        self._bound, self._online, self._claims, self._kept = bound, online, claims, kept
+        self._bound, self._online, self._begins, self._kept = bound, online, begins, kept
         self._windows = bound.relation.windows
         self._levels = [_Level(bound, bound.relation, level) for level in bound.relation.levels]
         self._seen = seen_table(bound) if bound.relation.rows.unique else None
-        self._begins: dict[int, Claim] | None = None
         for table in self._tables:
             online.create(table)
 
@@ -141,17 +175,23 @@ class _WindowsWriter:
     def _tables(self) -> list[Table]:
         return [*(level.table for level in self._levels), *([self._seen] if self._seen else [])]
 
-    def apply(self, given: StreamEvents, now: int) -> int | None:
-        """Write events; how many were late. None where the store has lost the rows of the view."""
-        begins = self._begin(given)
-        begin = np.array([begins[partition].begin for partition in given.partitions.tolist()], np.int64)
-        oldest = reach(self._windows, now)
-        batch = _Batch(self._bound, given, np.flatnonzero((given.offsets >= begin) & (given.events.times >= oldest)))
-        late = int((given.events.times < oldest).sum())
-        if not len(batch.index):
-            return late
-        if not self._load(batch.keys, begins):
-            return None
+    def apply(self, given: StreamEvents, now: int) -> int:
+        """Write events; how many were late."""
+        partitions, first = np.unique(given.partitions, return_index=True)
+        here = {int(p): int(given.offsets[at]) for p, at in zip(partitions, first, strict=True)}
+        while True:
+            begins = self._begins.of(self._bound, here)
+            begin = np.array([begins[partition].begin for partition in given.partitions.tolist()], np.int64)
+            oldest = reach(self._windows, now)
+            batch = _Batch(self._bound, given, np.flatnonzero((given.offsets >= begin) & (given.events.times >= oldest)))
+            late = int((given.events.times < oldest).sum())
+            if not len(batch.index):
+                return late
+            if self._load(batch.keys, here):
+                break
+            # The store has lost its rows: what was kept of them goes, and the view begins anew, with this batch.
+            self._kept.clear()
+            self._begins.settle([self._bound], here)
         if self._seen is not None:
             batch = batch.take(self._first_seen(self._seen, batch, oldest))
         for level in self._levels:
@@ -159,23 +199,11 @@ class _WindowsWriter:
         self._kept.shrink()
         return late
 
-    def _begin(self, given: StreamEvents) -> dict[int, Claim]:
-        """Where the view begins in each partition of a batch; if that is open, it begins here."""
-        partitions, first = np.unique(given.partitions, return_index=True)
-        here = {int(p): int(given.offsets[at]) for p, at in zip(partitions, first, strict=True)}
-        if self._begins is None:
-            self._begins = self._claims.claims(self._bound.name, self._bound.version)
-        if here.keys() - self._begins.keys():
-            epoch = str(begin_epoch(self._online, self._bound))
-            self._begins = self._claims.claim(self._bound.name, self._bound.version, here, epoch)
-        return self._begins
-
-    def _load(self, keys: Sequence[Key], begins: Mapping[int, Claim]) -> bool:
+    def _load(self, keys: Sequence[Key], partitions: Iterable[int]) -> bool:
         """Have what is stored of keys at hand, in one round trip; False where the store has lost it."""
         wanted = [(table, self._kept.missing(table, keys)) for table in self._tables]
         answers = self._online.read([*wanted, epoch_read(self._bound)])
-        epoch = str(epoch_of(answers[-1][0]))
-        if any(claim.epoch != epoch for claim in begins.values()):
+        if not self._begins.hold(self._bound, partitions, epoch_of(answers[-1][0])):
             return False
         for (table, missing), found in zip(wanted, answers, strict=False):
             for key, items in zip(missing, found, strict=True):

@@ -229,19 +229,30 @@ class StreamState:
 @dataclass(frozen=True, slots=True)
 class StreamWorker:
     """What a worker of a stream has done since it started: events applied, of those late (older than what their view
-    holds, kept offline only), bad ones (in the dead-letter topic), and the newest event time (microseconds). `error`
-    is what it waits for, `lost` the views whose rows the online store has lost. `silent` is for how long it was not
-    heard of (microseconds)."""
+    holds, kept offline only), bad ones (in the dead-letter topic), those `lost` because the topic did not hold them any
+    more, and the newest event time (microseconds).
+
+    `positions` are the next offsets by partition, `ends` those behind the last message there, both as last seen, and
+    `behind` says how old the oldest message is that waits (microseconds). `error` is what it waits for. `silent` is for
+    how long it was not heard of (microseconds)."""
 
     source: str
     name: str
     events: int = 0
     late: int = 0
     bad: int = 0
+    lost: int = 0
     newest: int | None = None
+    positions: Mapping[int, int] = field(default_factory=dict)
+    ends: Mapping[int, int] = field(default_factory=dict)
+    behind: int | None = None
     error: str | None = None
-    lost: tuple[str, ...] = ()
     silent: int = 0
+
+    @property
+    def lag(self) -> int:
+        """Messages that wait in the partitions of this worker."""
+        return sum(max(end - self.positions.get(partition, end), 0) for partition, end in self.ends.items())
 
     def body(self) -> str:
         """The canonical text of all but the key and the silence."""
@@ -251,7 +262,9 @@ class StreamWorker:
     def read(cls, source: str, name: str, body: str, silent: int) -> StreamWorker:
         """The inverse of `body`."""
         found = json.loads(body)
-        return cls(source, name, silent=silent, **(found | {"lost": tuple(found["lost"])}))
+        for key in ("positions", "ends"):
+            found[key] = {int(partition): at for partition, at in found[key].items()}
+        return cls(source, name, silent=silent, **found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Streams of one project: what was started, what its workers did, and where each version of a view begins to be filled.
 
 Where a version begins is decided once a partition of the topic, by whoever asks first: events from there on are the
-stream's, those before it are batch's. So none is left out and none counts twice.
+stream's, those before it are batch's. So none is left out and none counts twice. An online store that has lost its rows
+is in a new epoch: then it is decided anew.
 """
 
 from __future__ import annotations
@@ -51,6 +52,12 @@ class Streams:
             )
         return saved
 
+    def leave(self, worker: StreamWorker) -> None:
+        """Forget a worker that has ended."""
+        with self._database.writing() as connection:
+            mine = (*self._key(STREAM_WORKERS, worker.source), STREAM_WORKERS.c.worker == worker.name)
+            connection.execute(STREAM_WORKERS.delete().where(*mine))
+
     def forget(self, source: str) -> None:
         """Remove the stream of a source, and its workers."""
         with self._database.writing() as connection:
@@ -84,13 +91,20 @@ class Streams:
         return {row.partition: Claim(row.begin, row.epoch) for row in rows}
 
     def claim(self, view: str, version: str, begins: Mapping[int, int], epoch: str) -> dict[int, Claim]:
-        """Let a version begin at these offsets, where nobody decided yet; where it begins now."""
+        """Let a version begin at these offsets, where nobody decided yet in this epoch; where it begins now."""
+        table = STREAM_CLAIMS
         key = {"project": self._project, "view": view, "version": version}
         known = self.claims(view, version)
         for partition, begin in begins.items():
-            if partition not in known:
+            found = known.get(partition)
+            if found is None:
                 row = {**key, "partition": partition, "begin": begin, "epoch": epoch}
-                self._database.insert(STREAM_CLAIMS, row)
+                self._database.insert(table, row)
+            elif found.epoch != epoch:
+                mine = [table.c[name] == value for name, value in key.items()]
+                this = (*mine, table.c.partition == partition, table.c.epoch == found.epoch)
+                with self._database.writing() as connection:
+                    connection.execute(table.update().where(*this).values(begin=begin, epoch=epoch))
         return self.claims(view, version)
 
     def _key(self, table: sa.Table, source: str) -> tuple[sa.ColumnElement[bool], ...]:

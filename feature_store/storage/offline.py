@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.fs as fs
-from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from feature_store.errors import (
@@ -64,7 +65,12 @@ class OfflineStore:
         with _mapped(self.path(table)):
             return is_delta(self.path(table))
 
-    def append(self, table: str, rows: pa.Table, partition_by: Sequence[str] = ()) -> None:
+    def append(
+        self,
+        table: str,
+        rows: pa.Table,
+        partition_by: Sequence[str] = (),
+    ) -> None:
         """Add rows in one commit. The first append makes the table; columns that it lacks are added to it."""
         data, options = _normal(rows), {"schema_mode": "merge", "partition_by": list(partition_by) or None}
         with _mapped(self.path(table)):
@@ -75,6 +81,60 @@ class OfflineStore:
                 except CommitFailedError:  # another writer made the table, or added a column, in between
                     continue
             self._write(table, data, mode="append", **options)
+
+    def move(self, table: str, rows: pa.Table, positions: Mapping[str, tuple[int | None, int]]) -> None:
+        """Add rows, and in the same commit say how far whatever is copied into the table has come: by name, from where
+        to where. `ConflictError` if a position is not where it is said to be, or another writer moves it at the same
+        time: then nothing is added."""
+        path, data = self.path(table), _normal(rows)
+        with _mapped(path):
+            opened = _opened(path) if is_delta(path) else None
+            for name, (before, _) in positions.items():
+                found = opened.transaction_version(name) if opened else None
+                if found != before:
+                    raise ConflictError(f"another writer moved {name} of {path} from {before} to {found}")
+            moved = _commit({name: after for name, (_, after) in positions.items()})
+            try:  # on what was looked at: what is committed meanwhile is a conflict if it moves the same
+                write_deltalake(
+                    opened or path,
+                    data,
+                    mode="append" if opened else "error",
+                    schema_mode="merge" if opened else None,
+                    storage_options=None if opened else self._options,
+                    commit_properties=moved,
+                )
+            except (FileExistsError, DeltaError) as error:
+                if isinstance(error, CommitFailedError) or "already exists" not in str(error):
+                    raise
+                raise ConflictError(f"another writer made {path}", hint="Run it again") from error
+
+    def positions(self, table: str, names: Iterable[str]) -> dict[str, int]:
+        """How far what is copied into a table has come, of those names that `move` took."""
+        with _mapped(self.path(table)):
+            if not is_delta(self.path(table)):
+                return {}
+            opened = _opened(self.path(table))
+            found = {name: opened.transaction_version(name) for name in names}
+        return {name: at for name, at in found.items() if at is not None}
+
+    def greatest(self, table: str, column: str) -> Any:
+        """The greatest value of a column, as the files' statistics have it; None without rows."""
+        with _mapped(self.path(table)):
+            if not is_delta(self.path(table)):
+                return None
+            actions = pa.table(_opened(self.path(table)).get_add_actions(flatten=True))
+        name = f"max.{column}"
+        return pc.max(actions[name]).as_py() if name in actions.column_names else None
+
+    def compact(self, table: str, keep_hours: int) -> int:
+        """Put small files of a table together, and remove those that were replaced longer ago than this; how many
+        were put together. Readers and writers go on meanwhile."""
+        with _mapped(self.path(table)):
+            opened = _opened(self.path(table))
+            found = opened.optimize.compact(commit_properties=_commit({}))
+            opened.vacuum(keep_hours, dry_run=False, enforce_retention_duration=False)
+            opened.create_checkpoint()
+        return int(found["numFilesRemoved"])
 
     def replace(self, table: str, rows: pa.Table | pa.RecordBatchReader, where: Mapping[str, str]) -> None:
         """Put rows in the place of one partition, in one commit; every row must lie in that partition."""
@@ -92,13 +152,8 @@ class OfflineStore:
             self._write(table, data, mode="overwrite", predicate=_predicate(where))
 
     def _write(self, table: str, data: pa.Table | pa.RecordBatchReader, **options: Any) -> None:
-        write_deltalake(
-            self.path(table),
-            data,
-            storage_options=self._options,
-            commit_properties=CommitProperties(max_commit_retries=_COMMIT_RETRIES),
-            **options,
-        )
+        options = {"commit_properties": _commit({})} | options
+        write_deltalake(self.path(table), data, storage_options=self._options, **options)
 
     def partitions(self, table: str) -> list[dict[str, str]]:
         """The partitions that hold rows, sorted; empty where there is no such table."""
@@ -140,6 +195,11 @@ class OfflineStore:
             except OSError:  # it holds another table, or another process removed it
                 return
             folder = folder.parent
+
+
+def _commit(positions: Mapping[str, int]) -> CommitProperties:
+    moved = [Transaction(name, at) for name, at in positions.items()]
+    return CommitProperties(max_commit_retries=_COMMIT_RETRIES, app_transactions=moved or None)
 
 
 def is_delta(path: str) -> bool:

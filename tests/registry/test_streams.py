@@ -23,7 +23,10 @@ def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registr
 def test_whoever_claims_first_decides_where_a_version_begins(registry: Registry) -> None:
     streams = registry.streams
     assert streams.claim("v", "1", {0: 5}, "e") == {0: Claim(5, "e")}
-    assert streams.claim("v", "1", {0: 9, 1: 7}, "later") == {0: Claim(5, "e"), 1: Claim(7, "later")}
+    assert streams.claim("v", "1", {0: 9, 1: 7}, "e") == {0: Claim(5, "e"), 1: Claim(7, "e")}
+    # the online store has lost its rows
+    assert streams.claim("v", "1", {0: 11}, "later") == {0: Claim(11, "later"), 1: Claim(7, "e")}
+    assert streams.claim("v", "1", {0: 12, 1: 12}, "later") == {0: Claim(11, "later"), 1: Claim(12, "later")}
     assert streams.claims("v", "2") == {}
     registry.forget_progress("v", "1")
     assert streams.claims("v", "1") == {}
@@ -44,9 +47,12 @@ def test_workers_are_heard_of_until_their_stream_is_forgotten(registry: Registry
     streams = registry.streams
     streams.save(StreamState("clicks", "kafka", True))
     streams.beat(StreamWorker("clicks", "w", events=1))
-    streams.beat(StreamWorker("clicks", "w", events=7, late=2, newest=3, lost=("v",)))
+    streams.beat(StreamWorker("clicks", "w", events=7, late=2, newest=3, positions={0: 5}, ends={0: 9}))
     (worker,) = streams.workers("clicks")
-    assert replace(worker, silent=0) == StreamWorker("clicks", "w", events=7, late=2, newest=3, lost=("v",))
-    assert worker.silent >= 0
+    heard = StreamWorker("clicks", "w", events=7, late=2, newest=3, positions={0: 5}, ends={0: 9})
+    assert replace(worker, silent=0) == heard and worker.silent >= 0 and worker.lag == 4
+    streams.leave(worker)
+    assert streams.workers("clicks") == []
+    streams.beat(worker)
     streams.forget("clicks")
     assert streams.get("clicks") is None and streams.workers("clicks") == []

@@ -1,0 +1,70 @@
+"""The port of what reads streams: batches of messages go to a handler, those that it cannot take to a dead-letter topic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from feature_store.expressions.ranges import Ints
+
+
+@dataclass(frozen=True)
+class Messages:
+    """Messages of one topic, those of a partition in the order of their offsets. `produced` is when each was written,
+    in microseconds, as the producer or the broker says."""
+
+    partitions: Ints
+    offsets: Ints
+    produced: Ints
+    keys: Sequence[bytes | None]
+    values: Sequence[bytes | None]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, index: Ints) -> Messages:
+        """Some of them, in order."""
+        some = index.tolist()
+        return Messages(
+            self.partitions[index],
+            self.offsets[index],
+            self.produced[index],
+            [self.keys[at] for at in some],
+            [self.values[at] for at in some],
+        )
+
+    @property
+    def firsts(self) -> dict[int, int]:
+        """The first offset in each partition."""
+        partitions, at = np.unique(self.partitions, return_index=True)
+        return dict(zip(partitions.tolist(), self.offsets[at].tolist(), strict=True))
+
+    @property
+    def nexts(self) -> dict[int, int]:
+        """The offset after the last one in each partition."""
+        partitions, at = np.unique(self.partitions[::-1], return_index=True)
+        return dict(zip(partitions.tolist(), (self.offsets[::-1][at] + 1).tolist(), strict=True))
+
+
+Bad = Sequence[tuple[int, str]]
+"""Of messages that cannot be taken, which each is, and the reason."""
+
+
+class Handler(Protocol):
+    """Takes the messages of some partitions of a topic, one batch after the other."""
+
+    def assigned(self, ranges: Mapping[int, tuple[int, int]]) -> dict[int, int]:
+        """These partitions are to be read from now on; `ranges` are the offsets that they hold, from (the first) to
+        (behind the last). Where to begin in each."""
+
+    def revoked(self, partitions: Sequence[int], lost: bool) -> None:
+        """These are no longer to be read; `lost`: another reads them already."""
+
+    def handle(self, messages: Messages) -> Bad:
+        """Take messages; when it returns they are stored."""
+
+    def seen(self, ends: Mapping[int, int]) -> None:
+        """How far partitions go now: the offset behind the last message."""

@@ -1,0 +1,88 @@
+"""The boundary between batch and stream: of each partition of a topic, up to which offset batch fills a view online.
+
+A stream that runs settles where it begins to fill a version of a view within seconds of knowing it; where none runs,
+it is where the log of the stream ends. Batch waits until the log has come as far, and leaves out what lies behind.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from feature_store.definitions.catalog import BoundView
+from feature_store.definitions.tables import is_snapshot
+from feature_store.errors import StoreUnavailableError
+from feature_store.expressions.instants import SECOND
+from feature_store.expressions.relations import LatestRow, ScheduledQuery, Windows
+from feature_store.materialization.stream_log import StreamLog
+from feature_store.registry.records import Claim
+from feature_store.registry.streams import Streams
+
+if TYPE_CHECKING:
+    from feature_store.storage.offline import OfflineStore
+
+SILENT = 15 * SECOND
+"""A worker that was not heard of for so long is not counted on."""
+
+_PATIENCE_S = 45.0
+_LOOK_EVERY_S = 0.2
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Settles boundaries. They hold for one epoch of the online store."""
+
+    streams: Streams
+    offline: OfflineStore
+
+    def before(self, bound: BoundView, epoch: str) -> BoundView:
+        """The view as batch is to compute it online: over what no stream counts. Waits, for 45 s at most, until it is
+        settled and the log has come as far; `StoreUnavailableError` if that does not happen."""
+        relation = bound.relation
+        if isinstance(relation, ScheduledQuery) or is_snapshot(bound) or relation.rows.streamed is None:
+            return bound
+        claims = self._settled(bound, relation.rows.name, epoch)
+        if isinstance(relation, LatestRow) or claims is None:
+            return bound  # the latest row is the same whoever writes it
+        before = tuple(sorted((partition, claim.begin) for partition, claim in claims.items()))
+        return replace(bound, relation=replace(relation, rows=replace(relation.rows, before=before)))
+
+    def _settled(self, bound: BoundView, source: str, epoch: str) -> Mapping[int, Claim] | None:
+        """Where the stream begins, by partition; None where none was ever started."""
+        log, state = StreamLog(self.offline, source), self.streams.get(source)
+        if state is None and not self.offline.exists(log.table):
+            return None
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            claims = {p: c for p, c in self.streams.claims(bound.name, bound.version).items() if c.epoch == epoch}
+            reached = log.positions() | log.position_of(list(claims))
+            open_ = {partition: at for partition, at in reached.items() if partition not in claims}
+            if open_ and not self._runs(source):
+                claims = self.streams.claim(bound.name, bound.version, open_, epoch)
+                continue
+            if not open_ and all(reached.get(partition, 0) >= claim.begin for partition, claim in claims.items()):
+                return claims
+            if time.monotonic() > deadline:
+                raise StoreUnavailableError(
+                    f'feature view "{bound.name}": the stream of source "{source}" has not said where it begins, or '
+                    "what it read before is not in its log yet",
+                    hint=f"See fs stream status; start it (fs stream start {bound.name}) or stop it, then run this again",
+                )
+            time.sleep(_LOOK_EVERY_S)
+
+    def _runs(self, source: str) -> bool:
+        """Whether a worker may be writing, or is about to."""
+        state = self.streams.get(source)
+        wanted = state is not None and state.running
+        return wanted or any(worker.silent < SILENT for worker in self.streams.workers(source))
+
+
+def counted_by_batch(relation: LatestRow | Windows | ScheduledQuery, inputs: Mapping[str, str]) -> dict[str, str]:
+    """Inputs without those whose rows are all the stream's: what comes into its log later is no news for batch, unless
+    rows elsewhere may be the same events."""
+    if isinstance(relation, ScheduledQuery) or relation.rows.before is None or relation.rows.unique:
+        return dict(inputs)
+    log = f"{relation.rows.streamed}/"
+    return {name: mark for name, mark in inputs.items() if not name.startswith(log)}

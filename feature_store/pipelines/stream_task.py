@@ -1,0 +1,293 @@
+"""One worker of a stream: takes messages of a source's topic, applies them to views online, and lands them in the log.
+
+Online comes first, within milliseconds, and what is read again changes nothing there. Landing gathers rows for seconds,
+and commits them with the positions behind them. A worker begins where the log ends: what was applied and not landed
+when another was killed is read again, passed over online, and landed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from feature_store.definitions.catalog import BoundView, Catalog
+from feature_store.engines.streams import Bad, Messages
+from feature_store.errors import ConflictError, FeatureStoreError, NotFoundError, SourceError, StoreUnavailableError
+from feature_store.expressions.ranges import Ints
+from feature_store.materialization.events import Events, not_computable
+from feature_store.materialization.landing import Landing
+from feature_store.materialization.messages import Decoder
+from feature_store.materialization.stream_log import StreamLog
+from feature_store.materialization.stream_writer import StreamEvents, StreamWriter
+from feature_store.pipelines.topics import decoder_of
+from feature_store.registry.records import StreamWorker
+from feature_store.store import FeatureStore
+
+LAND_EVERY_S = 10.0
+LAND_ROWS = 100_000
+MOST_ROWS = 1_000_000
+"""That many rows wait for the log at most, as when the offline store is away; then no more messages are taken."""
+
+COMPACT_EVERY_S = 600.0
+_LOOK_EVERY_S = 2.0
+_BEAT_EVERY_S = 1.0
+_RETRY_S = (0.1, 5.0)
+
+T = TypeVar("T")
+
+Read = Callable[[int, int, int], Iterator[Messages]]
+"""The messages of a partition from one offset to before another."""
+
+
+class StreamTask:
+    """The handler of one worker (see `engines.streams.Handler`); `close` it in the end.
+
+    `latest`: where the log knows nothing of a partition, begin behind its last message. `read` reads messages again
+    that a worker before this one applied and did not land, where the engine itself begins behind them.
+    """
+
+    def __init__(
+        self, store: FeatureStore, source: str, name: str, latest: bool = False, read: Read | None = None
+    ) -> None:
+        self.store, self.source, self.name = store, source, name
+        self._latest, self._read = latest, read
+        self._streams = store.registry.streams
+        self._writer = StreamWriter(store.online_store, self._streams)
+        self._log = StreamLog(store.offline_store, source)
+        self._landing = Landing(self._log)
+        self._working = threading.RLock()  # positions and what was applied move together
+        self._looked_at = -_LOOK_EVERY_S
+        self._catalog: Catalog | None = None
+        self._decoder: Decoder | None = None
+        self._views: list[BoundView] = []
+        self._deposed: str | None = None
+        self._said = StreamWorker(source, name)
+        self._produced = 0
+        self._waits_for: str | None = None
+        self._ended = threading.Event()
+        self._land_now = threading.Event()
+        self._beside = [
+            threading.Thread(target=work, name=f"{work.__name__} {source}", daemon=True)
+            for work in (self._run_landing, self._run_beat)
+        ]
+        for thread in self._beside:
+            thread.start()
+
+    # What the engine calls
+
+    def assigned(self, ranges: Mapping[int, tuple[int, int]]) -> dict[int, int]:
+        """Where to begin in partitions: where the log ends. `SourceError` where what comes next is not in the topic."""
+        with self._working:
+            self._deposed = None
+            starts = {partition: end if self._latest else first for partition, (first, end) in ranges.items()}
+            landed = self._take_up(starts)
+            for partition, (first, end) in ranges.items():
+                if landed[partition] > end:
+                    self._landing.drop(ranges)
+                    raise SourceError(
+                        f'partition {partition} of the topic of source "{self.source}" ends at offset {end}, and the '
+                        f"log of its stream at {landed[partition]}: it is another topic of the same name",
+                        hint="Read it as another source, with a name of its own",
+                    )
+                if landed[partition] < first:
+                    self._lose(partition, landed[partition], first)
+            return {partition: max(landed[partition], first) for partition, (first, _) in ranges.items()}
+
+    def revoked(self, partitions: Sequence[int], lost: bool) -> None:
+        """Land what was taken of partitions, unless another reads them already, and let go of them."""
+        with self._working:
+            try:
+                if not lost:
+                    self._land()
+            finally:
+                self._landing.drop(partitions)
+                self._writer.forget()
+
+    def handle(self, messages: Messages) -> Bad:
+        """Apply messages, and have them landed later. Those that were taken before are passed over. It waits while a
+        store is away. `ConflictError` where another worker has taken over."""
+        with self._working:
+            for partition, first in messages.firsts.items():
+                if partition not in self._landing.positions:
+                    self._join(partition, first)
+            bad = self._take(messages)
+            if self._deposed:
+                raise ConflictError(self._deposed, hint="It begins again with what is its own")
+            return bad
+
+    def seen(self, ends: Mapping[int, int]) -> None:
+        """How far partitions go now."""
+        self._said = replace(self._said, ends=dict(ends))
+
+    def failing(self, error: FeatureStoreError | None) -> None:
+        """What the worker waits for, to be seen in the status; None: nothing."""
+        self._waits_for = str(error) if error else None
+
+    def close(self) -> None:
+        """Land what was taken, and leave."""
+        self._ended.set()
+        for thread in self._beside:
+            thread.join()
+        with suppress(FeatureStoreError):
+            self._land()
+        with suppress(FeatureStoreError):
+            self._streams.leave(self._said)
+
+    # Taking messages
+
+    def _take(self, messages: Messages) -> Bad:
+        self._look()
+        positions = self._landing.positions
+        taken = np.array([positions[part] for part in messages.partitions.tolist()], np.int64)
+        fresh = np.flatnonzero(messages.offsets >= taken)
+        if not len(fresh):
+            return ()
+        part = messages if len(fresh) == len(messages) else messages.take(fresh)
+        now = time.time_ns() // 1000
+        assert self._decoder is not None
+        events, places, bad = self._patiently(lambda: self._events(part, now))
+        given = StreamEvents(events, part.partitions[places], part.offsets[places])
+        late = self._patiently(lambda: self._writer.apply(self._views, given, now))
+        self._landing.add(events.table, given.partitions, given.offsets, part.nexts)
+        self._tell(events, late, len(bad), int(part.produced.max()))
+        if self._landing.rows >= LAND_ROWS:
+            self._land_now.set()
+        if self._landing.rows >= MOST_ROWS:
+            self._patiently(self._land)
+        return [(int(fresh[at]), reason) for at, reason in sorted(bad)]
+
+    def _events(self, messages: Messages, now: int) -> tuple[Events, Ints, list[tuple[int, str]]]:
+        """The events among messages, which message each was, and what is wrong with the others."""
+        assert self._decoder is not None
+        decoded = self._decoder.decode(messages.values, messages.produced, now)
+        events = Events(self.store.catalog.rows[self.source], decoded.rows)
+        places, bad = decoded.places, list(decoded.bad)
+        if wrong := not_computable(events, self._views):
+            bad += [(int(places[at]), reason) for at, reason in wrong.items()]
+            good = np.setdiff1d(np.arange(len(places)), np.fromiter(wrong, np.int64))
+            events, places = Events(events.rows, events.table.take(pa.array(good))), places[good]
+        return events, places, bad
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        """Do it, again and again while a store is away; then what is kept of the stores is read anew."""
+        pause = _RETRY_S[0]
+        while True:
+            try:
+                done = work()
+            except StoreUnavailableError as error:
+                self.failing(error)
+                if self._ended.wait(pause):
+                    raise
+                pause = min(2 * pause, _RETRY_S[1])
+                self._writer.forget()
+            else:
+                if pause > _RETRY_S[0]:
+                    self.failing(None)
+                return done
+
+    def _join(self, partition: int, first: int) -> None:
+        """Take up a partition that the engine gives from `first` on: what is not landed before that is read again."""
+        start = self._patiently(lambda: self._take_up({partition: first}))[partition]
+        while self._read and start < first:
+            for messages in self._patiently(lambda: self._read(partition, start, first)):  # type: ignore[misc]
+                self._take(messages)  # bad ones among them have been told before
+            start = first
+
+    def _take_up(self, starts: Mapping[int, int]) -> dict[int, int]:
+        landed = self._landing.begin(self.store.catalog.rows[self.source].schema, starts)
+        self._writer.forget()
+        self._look_again()
+        return landed
+
+    def _lose(self, partition: int, landed: int, first: int) -> None:
+        self._landing.skip({partition: first})
+        self._said = replace(self._said, lost=self._said.lost + first - landed)
+
+    def _tell(self, events: Events, late: int, bad: int, produced: int) -> None:
+        said, times = self._said, events.times
+        newest = [at for at in (said.newest, int(times.max()) if len(times) else None) if at is not None]
+        self._produced = produced
+        self._said = replace(
+            said,
+            events=said.events + len(events),
+            late=said.late + late,
+            bad=said.bad + bad,
+            newest=max(newest, default=None),
+        )
+
+    # What changes meanwhile
+
+    def _look(self) -> None:
+        """See, every two seconds, whether definitions changed, and settle where views begin."""
+        if time.monotonic() - self._looked_at > _LOOK_EVERY_S:
+            self._patiently(self._look_again)
+
+    def _look_again(self) -> None:
+        catalog = self.store.catalog
+        if self.source not in catalog.sources:
+            raise NotFoundError(f'there is no source "{self.source}" any more', hint="Stop its stream: fs stream stop")
+        if catalog is not self._catalog:
+            self._decoder = decoder_of(self.store, self.source)
+            self._catalog = catalog
+        self._views = self.store.receivers(self.source)
+        positions = self._landing.positions
+        if positions and self._writer.settle(self._views, positions):
+            self._land_now.set()  # batch waits for it
+        self._looked_at = time.monotonic()
+
+    def _run_landing(self) -> None:
+        landed = compacted = time.monotonic()
+        while not self._ended.wait(0.2):
+            if self._land_now.is_set() or time.monotonic() - landed > LAND_EVERY_S:
+                self._land_now.clear()
+                landed = time.monotonic()
+                self._quietly(self._land)
+            if time.monotonic() - compacted > COMPACT_EVERY_S:
+                compacted = time.monotonic()
+                self._quietly(self._compact)
+
+    def _run_beat(self) -> None:
+        """Say how it goes, and look for changes where no messages come."""
+        while True:
+            lag = replace(self._said, positions=self._landing.positions)
+            behind = max(time.time_ns() // 1000 - self._produced, 0) if lag.lag and self._produced else 0
+            said = replace(lag, behind=behind, error=self._deposed or self._waits_for)
+            self._quietly(lambda said=said: self._streams.beat(said))  # type: ignore[misc]
+            if self._ended.wait(_BEAT_EVERY_S):
+                return
+            if time.monotonic() - self._looked_at > _LOOK_EVERY_S and self._working.acquire(timeout=0.1):
+                try:
+                    if self._landing.positions:
+                        self._quietly(self._look_again)
+                finally:
+                    self._working.release()
+
+    def _quietly(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except FeatureStoreError as error:
+            self.failing(error)
+
+    def _land(self) -> None:
+        """Commit what has gathered. Where another has moved the positions, this worker was taken for dead."""
+        if self._deposed:
+            return
+        try:
+            self._landing.land()
+        except ConflictError as error:
+            self._deposed = f"another worker has taken over: {error}"
+
+    def _compact(self) -> None:
+        leases = self.store.registry.leases
+        if lease := leases.acquire(f"compact {self._log.table}", self.name, COMPACT_EVERY_S):
+            try:
+                self._log.compact()
+            finally:
+                leases.release(lease)
