@@ -7,11 +7,12 @@ the same call. The log and the tiles keep one event an identity, so a repeated p
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,6 +22,7 @@ from feature_store.definitions.tables import is_snapshot, latest_table, push_log
 from feature_store.errors import InvalidInputError, NotFoundError, nearest
 from feature_store.expressions.aggregates import aggregate_of, distinct, fragment_item
 from feature_store.expressions.instants import DAY, MINUTE, to_iso
+from feature_store.expressions.ranges import Ints
 from feature_store.expressions.relations import LatestRow, Rows, Window, Windows
 from feature_store.frames import conform, read_table
 from feature_store.materialization.events import Events, columns_of, identities, micros, scalars_of
@@ -253,17 +255,21 @@ def _refuse_nulls(table: pa.Table, names: Sequence[str], what: str) -> None:
 
 
 def _refuse_odd_times(table: pa.Table, name: str, what: str) -> None:
-    """A row from the far future would hide every later one for good."""
-    limit = time.time_ns() // 1000 + FARTHEST_AHEAD
-    for row, at in enumerate(micros(table[name]).tolist()):
-        if not 0 <= at < _LATEST:
-            raise InvalidInputError(
-                f'{what}: column "{name}", row {row}: {_shown(at)} is outside the years 1970 to {LATEST_YEAR - 1}'
-            )
-        if at > limit:
-            raise InvalidInputError(
-                f'{what}: column "{name}", row {row}: {_shown(at)} lies in the future', hint="Check the sender's clock"
-            )
+    times = micros(table[name])
+    for row, fault, hint in odd_times(times, np.full(len(times), time.time_ns() // 1000)):
+        raise InvalidInputError(f'{what}: column "{name}", row {row}: {fault}', hint=hint)
+
+
+def odd_times(times: Ints, now: Ints) -> Iterator[tuple[int, str, str | None]]:
+    """The event times that no row may have: which, why, and a hint. A row from the far future would hide every later
+    one for good. `now` is what each is measured by."""
+    ahead = times > now + FARTHEST_AHEAD
+    for row in np.flatnonzero(ahead | (times < 0) | (times >= _LATEST)).tolist():
+        at = int(times[row])
+        if 0 <= at < _LATEST:
+            yield row, f"{_shown(at)} lies in the future", "Check the sender's clock"
+        else:
+            yield row, f"{_shown(at)} is outside the years 1970 to {LATEST_YEAR - 1}", None
 
 
 def _shown(at: int) -> str:
