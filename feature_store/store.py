@@ -488,7 +488,8 @@ class FeatureStore(Directory):
         """The versions of views that keep rows of a source online, the applied ones and those that are served until
         these are complete; `NotFoundError` where there is no such source."""
         catalog = self.catalog
-        columns = catalog.definition(Source, source) and catalog.rows[source].schema.names
+        catalog.definition(Source, source)
+        columns = catalog.rows[source].schema.names
         return [bound for bound in receivers(catalog, self._earlier, source, columns) if bound.view.online]
 
     @property
@@ -587,6 +588,13 @@ class FeatureStore(Directory):
         with self._lock:
             self._state = self._catalog = self._serving = None
             self._online = None
+
+    def clear_online(self, feature_view: str) -> None:
+        """Drop what the applied version of a view has online, as if the store had lost it."""
+        (bound,) = self._online_views([feature_view])
+        for table in tables_of(bound):
+            self.online_store.drop(table)
+            self.online_store.create(table)
 
     def _drop_tables(self, versions: Iterable[Record]) -> None:
         """Drop the online tables and stored snapshots of a view's versions."""

@@ -32,6 +32,7 @@ COMMANDS = {
     "materialize-incremental": "materialize",
     "backfill": "backfill",
     "schedule": "schedule",
+    "stream": "stream",
     "refill": "materialize",
     "get-online-features": "online",
     "get-historical-features": "offline",

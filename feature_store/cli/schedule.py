@@ -51,7 +51,7 @@ def run(
     runner = Runner(invocation.store, list(views) or None, _retries(attempts, retry_after), lease)
     runner.scheduled()  # a view that is not there is said at once
     if once:
-        _on_signals(lambda *_: runner.stop())
+        on_signals(lambda *_: runner.stop())
         outcomes = runner.run_all()
         for outcome in outcomes:
             click.echo(str(outcome), err=outcome.ended is not Ended.DONE)
@@ -59,7 +59,7 @@ def run(
     from feature_store.pipelines.scheduler import Scheduler
 
     scheduler = Scheduler(runner, parallel, lambda text: click.echo(text, err=True), min(5.0, lease / 4))
-    _on_signals(scheduler.stop)
+    on_signals(scheduler.stop)
     scheduler.run()
     return 0
 
@@ -118,6 +118,7 @@ def _retries(attempts: int, retry_after: float) -> Retries:
     return Retries(attempts, int(retry_after * SECOND))
 
 
-def _on_signals(stop: signal._HANDLER) -> None:
+def on_signals(stop: signal._HANDLER) -> None:
+    """Have SIGTERM and Ctrl-C call something instead of ending the process."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)

@@ -53,6 +53,7 @@ class Kafka(Strict):
     Bare Avro records are written with `avro_schema`: an .avsc file of the repository, or the schema itself. Without
     it, or with `schema_registry`, each message begins with the id of its schema in the registry of the settings;
     then `avro_schema`, if there is one, is what they are read as: it has defaults for what older schemas lack.
+    Messages that cannot be taken go to the topic `dead_letters`, by default the topic's name with .dead-letters.
     """
 
     topic: Annotated[str, AfterValidator(_topic)]
@@ -60,6 +61,12 @@ class Kafka(Strict):
     avro_schema: Annotated[str | None, BeforeValidator(_avro_schema)] = None
     schema_registry: bool | None = None
     brokers: Brokers | None = None
+    dead_letters: Annotated[str | None, AfterValidator(lambda value: value and _topic(value))] = None
+
+    @property
+    def dead_letter_topic(self) -> str:
+        """The topic for messages that cannot be taken."""
+        return self.dead_letters or f"{self.topic}.dead-letters"
 
     @model_validator(mode="after")
     def _schema_is_of_the_format(self) -> Kafka:

@@ -15,8 +15,9 @@ from feature_store.engines.streams import Bad, Handler, Messages
 from feature_store.errors import FeatureStoreError, MissingExtraError, SourceError, StoreUnavailableError
 
 try:
-    from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-    from confluent_kafka.admin import AdminClient, NewTopic
+    from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+    from confluent_kafka.admin import AdminClient
+    from confluent_kafka.cimpl import NewTopic
 except ImportError as error:
     raise MissingExtraError("kafka", "a stream from Kafka") from error
 
@@ -104,7 +105,7 @@ class Topic:
         }
         return Consumer({**options, **self._options(), "group.id": group, **more})
 
-    def _good(self, found: list[Message]) -> list[Message]:
+    def _good(self, found: list[Any]) -> list[Any]:
         for message in found:
             if message.error() is not None:
                 raise KafkaException(message.error())
@@ -121,11 +122,13 @@ class Topic:
     def _failure(self, error: KafkaError) -> FeatureStoreError:
         code = error.code()
         if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION):
-            return SourceError(f'there is no topic "{self.name}" at {self.brokers}', hint="Create it, or check its name")
+            return SourceError(
+                f'there is no topic "{self.name}" at {self.brokers}', hint="Create it, or check its name"
+            )
         if code in _NO_RIGHTS:
             hint = "Grant the user of kafka: in feature_store.yaml the right to read the topic and to use the group"
             return SourceError(f"{self} may not be used: {error.str()}", hint=hint)
-        if code in (KafkaError._OFFSET_OUT_OF_RANGE if hasattr(KafkaError, "_OFFSET_OUT_OF_RANGE") else -1, 1):
+        if code in (KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET):
             return SourceError(f"{self}: messages that were to be read are gone", hint="Keep them longer: retention.ms")
         hint = "Check that the brokers run, and kafka: in feature_store.yaml"
         return StoreUnavailableError(f"{self} cannot be read now: {error.str()}", hint=hint)
@@ -269,7 +272,7 @@ class ConsumerGroup:
         _, high = consumer.get_watermark_offsets(TopicPartition(self._topic.name, partition), cached=True)
         return int(high)
 
-    def _good(self, found: list[Message]) -> list[Message]:
+    def _good(self, found: list[Any]) -> list[Any]:
         """Messages without the events that are none; what can only be waited for is left to the driver."""
         good = []
         for message in found:
@@ -281,7 +284,7 @@ class ConsumerGroup:
         return good
 
 
-def _messages(found: list[Message]) -> Messages:
+def _messages(found: list[Any]) -> Messages:
     """Messages by partition, each in the order of its offsets."""
     found.sort(key=lambda message: message.partition())
     return Messages(

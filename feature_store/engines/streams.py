@@ -1,4 +1,4 @@
-"""The port of what reads streams: batches of messages go to a handler, those that it cannot take to a dead-letter topic."""
+"""The port of what reads streams: messages go to a handler in batches; those that it cannot take, to dead letters."""
 
 from __future__ import annotations
 

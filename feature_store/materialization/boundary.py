@@ -68,7 +68,7 @@ class Boundary:
                 raise StoreUnavailableError(
                     f'feature view "{bound.name}": the stream of source "{source}" has not said where it begins, or '
                     "what it read before is not in its log yet",
-                    hint=f"See fs stream status; start it (fs stream start {bound.name}) or stop it, then run this again",
+                    hint=f"See fs stream status; fs stream start {bound.name}, or stop, and run this again",
                 )
             time.sleep(_LOOK_EVERY_S)
 

@@ -41,7 +41,9 @@ class StreamLog:
         found = self._offline.positions(self.table, map(_position, partitions))
         return {partition: found[_position(partition)] for partition in partitions if _position(partition) in found}
 
-    def append(self, rows: pa.Table, partitions: Ints, offsets: Ints, moves: Mapping[int, tuple[int | None, int]]) -> None:
+    def append(
+        self, rows: pa.Table, partitions: Ints, offsets: Ints, moves: Mapping[int, tuple[int | None, int]]
+    ) -> None:
         """Add rows and move positions, from where to where, in one commit. `ConflictError` where another writer has
         moved them: then nothing is added."""
         places = {PARTITION: pa.array(partitions.astype(np.int32)), OFFSET: pa.array(offsets)}

@@ -132,7 +132,9 @@ class _Begins:
     def settle(self, views: Sequence[BoundView], positions: Mapping[int, int]) -> bool:
         """As `StreamWriter.settle`."""
         epochs = self._online.read([epoch_read(bound) for bound in views]) if views else []
-        found = [self._settle(bound, positions, epoch_of(answer[0])) for bound, answer in zip(views, epochs, strict=True)]
+        found = [
+            self._settle(bound, positions, epoch_of(answer[0])) for bound, answer in zip(views, epochs, strict=True)
+        ]
         return any(found)
 
     def _settle(self, bound: BoundView, positions: Mapping[int, int], epoch: int | None) -> bool:
@@ -183,7 +185,9 @@ class _WindowsWriter:
             begins = self._begins.of(self._bound, here)
             begin = np.array([begins[partition].begin for partition in given.partitions.tolist()], np.int64)
             oldest = reach(self._windows, now)
-            batch = _Batch(self._bound, given, np.flatnonzero((given.offsets >= begin) & (given.events.times >= oldest)))
+            batch = _Batch(
+                self._bound, given, np.flatnonzero((given.offsets >= begin) & (given.events.times >= oldest))
+            )
             late = int((given.events.times < oldest).sum())
             if not len(batch.index):
                 return late

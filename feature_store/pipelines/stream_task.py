@@ -195,10 +195,11 @@ class StreamTask:
     def _join(self, partition: int, first: int) -> None:
         """Take up a partition that the engine gives from `first` on: what is not landed before that is read again."""
         start = self._patiently(lambda: self._take_up({partition: first}))[partition]
-        while self._read and start < first:
-            for messages in self._patiently(lambda: self._read(partition, start, first)):  # type: ignore[misc]
-                self._take(messages)  # bad ones among them have been told before
-            start = first
+        if start < first:
+            assert self._read is not None
+            again = self._read
+            self._patiently(lambda: [self._take(messages) for messages in again(partition, start, first)])
+            self._landing.skip({partition: first})  # of what the topic kept: what is bad there was told before
 
     def _take_up(self, starts: Mapping[int, int]) -> dict[int, int]:
         landed = self._landing.begin(self.store.catalog.rows[self.source].schema, starts)

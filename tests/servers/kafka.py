@@ -6,7 +6,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
@@ -82,11 +82,15 @@ class KafkaServer:
         """One that loses nothing and sends nothing twice."""
         return Producer({"bootstrap.servers": self.url, "log_level": 0, "enable.idempotence": True} | config)
 
-    def produce(self, topic: str, values: Iterable[bytes | None], key: bytes | None = None) -> None:
-        """Messages of that key; returns when they are acknowledged. Without a key they go to any partition."""
+    def produce(
+        self, topic: str, values: Sequence[bytes | None], key: bytes | Sequence[bytes | None] | None = None
+    ) -> None:
+        """Messages of that key, or each of its own; returns when they are acknowledged. Without a key they go to any
+        partition."""
         producer = self.producer()
-        for value in values:
-            producer.produce(topic, value, key)
+        keys = [key] * len(values) if key is None or isinstance(key, bytes) else key
+        for value, each in zip(values, keys, strict=True):
+            producer.produce(topic, value, each)
             producer.poll(0)
         if left := producer.flush(60):
             raise RuntimeError(f"{left} messages were not acknowledged within 60 s")

@@ -1,0 +1,268 @@
+"""Streams of a store: started, stopped and looked at by anybody who shares its registry.
+
+What is to run is in the registry; workers look there every second. A worker is a process of `fs stream start`, here or
+wherever it is started, as many as the topic has partitions; with Flink a job that a cluster runs.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from feature_store.definitions.catalog import BoundOnDemand
+from feature_store.definitions.source import Source
+from feature_store.errors import (
+    ConflictError,
+    FeatureStoreError,
+    InvalidInputError,
+    NotFoundError,
+    StoreUnavailableError,
+)
+from feature_store.expressions.instants import SECOND, to_iso
+from feature_store.materialization.boundary import SILENT
+from feature_store.materialization.stream_log import StreamLog
+from feature_store.pipelines.stream_task import StreamTask
+from feature_store.pipelines.topics import dead_letters_of, group_of, kafka_of, topic_of
+from feature_store.registry.leases import this_holder
+from feature_store.registry.records import StreamState, StreamWorker
+from feature_store.store import FeatureStore
+
+KAFKA, FLINK = "kafka", "flink"
+
+_LOOK_EVERY_S = 0.5
+_START_S, _STOP_S = 30.0, 60.0
+
+Notice = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The streams of a store. `notice` takes what people should know of meanwhile."""
+
+    store: FeatureStore
+    notice: Notice = lambda text: None
+
+    def sources(self, names: Sequence[str] = ()) -> list[str]:
+        """The sources that read a topic: all, or those of these views (or sources). `InvalidInputError` where one reads
+        none, `NotFoundError` where there is none of a name."""
+        self.store.refresh()
+        catalog = self.store.catalog
+        if not names:
+            return [name for name, source in catalog.sources.items() if source.stream and source.stream.kafka]
+        found: dict[str, None] = {}
+        for name in names:
+            if name in catalog.sources:
+                inputs = [name]
+            else:
+                view = catalog.view(name)
+                if isinstance(view, BoundOnDemand):
+                    raise NotFoundError(f'"{name}" is an on-demand view: no stream fills it', code="VIEW_NOT_FOUND")
+                inputs = [rows.name for rows in view.inputs]
+            for source in inputs:
+                kafka_of(self.store, source)
+                found[source] = None
+        return list(found)
+
+    # Start and stop
+
+    def want(self, source: str, running: bool, start: str | None = None) -> StreamState:
+        """Say in the registry that a stream is to run, or not."""
+        streams = self.store.registry.streams
+        while True:
+            known = streams.get(source) or StreamState(source, self.engine_of(source), False)
+            wanted = replace(
+                known,
+                running=running,
+                engine=self.engine_of(source) if running else known.engine,
+                start=start or known.start,
+                since=known.since if known.running == running else time.time_ns() // 1000,
+            )
+            if wanted == known:
+                return known
+            try:
+                return streams.save(wanted)
+            except ConflictError:
+                continue
+
+    def engine_of(self, source: str) -> str:
+        """What reads the topic of a source: what its definition says, or Flink where the settings name one."""
+        stream = self.store.catalog.definition(Source, source).stream
+        named = stream.engine if stream else None
+        return named or (FLINK if FLINK in self.store.settings.engines else KAFKA)
+
+    def check(self, source: str) -> None:
+        """`FeatureStoreError` where the topic is not there or may not be used; makes that of its dead letters."""
+        partitions = topic_of(self.store, source).check()
+        dead_letters_of(self.store, source).create(partitions)
+
+    def start(self, source: str, start: str | None = None) -> None:
+        """Have a stream run in the background: on this machine in a process of its own, or as a job of Flink's cluster.
+        Returns when it works; nothing happens where it runs already."""
+        self.check(source)
+        if self._alive(source):
+            self.want(source, True, start)
+            self.notice(f'the stream of "{source}" runs already')
+            return
+        self.want(source, True, start)
+        self._spawn(source)
+
+    def stop(self, source: str) -> None:
+        """Have a stream end, and wait until it has; what it took is stored and landed then."""
+        self.want(source, False)
+        deadline = time.monotonic() + _STOP_S
+        while alive := self._alive(source):
+            if time.monotonic() > deadline:
+                names = ", ".join(worker.name for worker in alive)
+                raise StoreUnavailableError(
+                    f'the stream of "{source}" has not ended within {_STOP_S:.0f} s: {names}',
+                    hint="It ends once its stores answer; see fs stream status",
+                )
+            time.sleep(_LOOK_EVERY_S)
+
+    def _alive(self, source: str) -> list[StreamWorker]:
+        return [worker for worker in self.store.registry.streams.workers(source) if worker.silent < SILENT]
+
+    def _spawn(self, source: str) -> None:
+        log = self.store.root / "data" / "streams" / f"{source}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "feature_store.cli", "stream", "start", source, "--foreground"]
+        place = ["-c", str(self.store.root), "-f", str(self.store.repository.settings_file)]
+        with log.open("ab") as out:
+            process = subprocess.Popen(
+                [*command, *place], stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
+        deadline = time.monotonic() + _START_S
+        while not self._alive(source):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise StoreUnavailableError(
+                    f'the stream of "{source}" did not start: {_last_line(log)}', hint=f"Its log is in {log}"
+                )
+            time.sleep(0.1)
+        self.notice(f'the stream of "{source}" runs as process {process.pid}; its log is in {log}')
+
+    # Work
+
+    def work(self, sources: Sequence[str], stop: threading.Event) -> None:
+        """Be a worker of streams until told to stop, or until they are stopped."""
+        threads = [
+            threading.Thread(target=self._work, args=(source, stop), name=f"worker {source}", daemon=True)
+            for source in sources
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():  # a wait without end would keep signals waiting, too
+                thread.join(0.2)
+
+    def _work(self, source: str, stop: threading.Event) -> None:
+        from feature_store.engines.kafka import ConsumerGroup
+
+        state = self.store.registry.streams.get(source)
+        task = StreamTask(self.store, source, this_holder(), latest=bool(state and state.start == "latest"))
+        ended = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(source, stop, ended), daemon=True)
+        watch.start()
+        topic, dead_letters = topic_of(self.store, source), dead_letters_of(self.store, source)
+        said: list[str] = []
+
+        def failing(error: FeatureStoreError | None) -> None:
+            task.failing(error)
+            if error and [str(error)] != said:
+                self.notice(f"{source}: {error}")
+            said[:] = [str(error)] if error else []
+
+        try:
+            ConsumerGroup(topic, group_of(self.store, source), dead_letters, task).run(ended, failing)
+        finally:
+            ended.set()
+            watch.join()
+            task.close()
+
+    def _watch(self, source: str, stop: threading.Event, ended: threading.Event) -> None:
+        """End a worker when it is told to stop, or its stream is stopped."""
+        while not ended.wait(_LOOK_EVERY_S):
+            wanted = True
+            with suppress(FeatureStoreError):  # while the registry is away, it goes on
+                state = self.store.registry.streams.get(source)
+                wanted = state is not None and state.running
+            if stop.is_set() or not wanted:
+                ended.set()
+
+    # Look
+
+    def status(self, sources: Sequence[str]) -> list[dict[str, Any]]:
+        """A dict for each stream: what it does, how far behind it is, what it counted."""
+        return [self._status(source) for source in sources]
+
+    def _status(self, source: str) -> dict[str, Any]:
+        streams = self.store.registry.streams
+        state, workers = streams.get(source), streams.workers(source)
+        alive = [worker for worker in workers if worker.silent < SILENT]
+        errors = [worker.error for worker in alive if worker.error]
+        lag = None
+        try:
+            lag = self._lag(source, alive)
+        except FeatureStoreError as error:
+            errors.append(str(error))
+        newest = max((worker.newest for worker in workers if worker.newest is not None), default=None)
+        behind = max((worker.behind for worker in alive if worker.behind is not None), default=None)
+        return {
+            "source": source,
+            "topic": kafka_of(self.store, source).topic,
+            "views": [view.name for view in self.store.receivers(source)],
+            "engine": state.engine if state else self.engine_of(source),
+            "state": _state(state, alive, errors),
+            "workers": len(alive),
+            "lag_events": lag,
+            "lag_seconds": None if behind is None else round(behind / SECOND, 3),
+            "newest_event": None if newest is None else to_iso(newest),
+            "events": sum(worker.events for worker in alive),
+            "late": sum(worker.late for worker in alive),
+            "bad": sum(worker.bad for worker in alive),
+            "lost": sum(worker.lost for worker in alive),
+            "error": errors[0] if errors else None,
+        }
+
+    def _lag(self, source: str, alive: Sequence[StreamWorker]) -> int:
+        """Messages of the topic that wait: behind what workers took, or else behind the log."""
+        ranges = topic_of(self.store, source).ranges()
+        reached = StreamLog(self.store.offline_store, source).position_of(list(ranges))
+        for worker in alive:
+            reached |= {partition: max(at, reached.get(partition, 0)) for partition, at in worker.positions.items()}
+        return sum(max(end - max(reached.get(part, first), first), 0) for part, (first, end) in ranges.items())
+
+    # A view's past
+
+    def bootstrap(self, view: str, again: bool = False, progress: Any = None) -> int:
+        """Fill a view online with what lies before where its stream begins, while that runs; the number of rows. With
+        `again` what is there of it goes first. It is served when this returns."""
+        bound = self.store.catalog.view(view)
+        if isinstance(bound, BoundOnDemand) or not any(rows.streamed for rows in bound.inputs):
+            raise InvalidInputError(
+                f'feature view "{view}" is of no source with stream: {{kafka: ...}}', hint="Use fs backfill"
+            )
+        if again:
+            self.store.clear_online(view)
+        return self.store.materialize_incremental(time.time_ns() // 1000, [view], progress)
+
+
+def _state(state: StreamState | None, alive: Sequence[StreamWorker], errors: Sequence[str]) -> str:
+    if state is None or not state.running:
+        return "stopping" if alive else "stopped"
+    if not alive:
+        return "no worker"
+    return "failing" if errors else "running"
+
+
+def _last_line(log: Path) -> str:
+    with suppress(OSError):
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    return "it said nothing"
