@@ -99,6 +99,7 @@ class Topic:
             "enable.auto.offset.store": False,
             "auto.offset.reset": "error",
             "fetch.wait.max.ms": 50,
+            "session.timeout.ms": 10_000,
             "partition.assignment.strategy": "cooperative-sticky",
             "topic.metadata.refresh.interval.ms": 10_000,
             "allow.auto.create.topics": False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -14,14 +15,15 @@ from tests.servers.processes import free_port
 
 
 class RedisServer:
-    """A redis-server that keeps nothing on disk. It can be stopped and started again at the same port."""
+    """A redis-server that keeps nothing on disk, unless it is `durable`. It can be stopped, made to hang, and started
+    again at the same port."""
 
-    def __init__(self, *, cluster: bool = False) -> None:
+    def __init__(self, *, cluster: bool = False, durable: bool = False) -> None:
         self._binary = shutil.which("redis-server")
         if self._binary is None:
             raise RuntimeError("there is no redis-server. Run: apt-get install redis-server")
         self.port = free_port()
-        self._cluster = cluster
+        self._cluster, self._durable = cluster, durable
         self._folder = Path(tempfile.mkdtemp(prefix="fs-redis-"))
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -40,7 +42,14 @@ class RedisServer:
 
     def start(self) -> RedisServer:
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
-        options += ["--save", "", "--appendonly", "no", "--logfile", str(self._folder / "log")]
+        options += [
+            "--save",
+            "",
+            "--appendonly",
+            "yes" if self._durable else "no",
+            "--logfile",
+            str(self._folder / "log"),
+        ]
         if self._cluster:
             options += ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
         self._process = subprocess.Popen([str(self._binary), *options])
@@ -48,11 +57,16 @@ class RedisServer:
         return self
 
     def stop(self) -> None:
-        """End the server at once; what it held is gone."""
+        """End the server at once; what it held is gone, unless it is durable."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def pause(self, paused: bool) -> None:
+        """Let it hang, or go on."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP if paused else signal.SIGCONT)
 
     def close(self) -> None:
         self.stop()
