@@ -15,7 +15,14 @@ from feature_store.engines.streams import Bad, Handler, Messages
 from feature_store.errors import FeatureStoreError, MissingExtraError, SourceError, StoreUnavailableError
 
 try:
-    from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+    from confluent_kafka import (
+        TIMESTAMP_NOT_AVAILABLE,
+        Consumer,
+        KafkaError,
+        KafkaException,
+        Producer,
+        TopicPartition,
+    )
     from confluent_kafka.admin import AdminClient
     from confluent_kafka.cimpl import NewTopic
 except ImportError as error:
@@ -285,13 +292,19 @@ class ConsumerGroup:
         return good
 
 
+def _produced(message: Any) -> int:
+    """When a message was written, in microseconds; topics of old brokers do not say, then it is now."""
+    kind, at = message.timestamp()
+    return time.time_ns() // 1000 if kind == TIMESTAMP_NOT_AVAILABLE else int(at) * 1000
+
+
 def _messages(found: list[Any]) -> Messages:
     """Messages by partition, each in the order of its offsets."""
     found.sort(key=lambda message: message.partition())
     return Messages(
         np.fromiter((message.partition() for message in found), np.int64, len(found)),
         np.fromiter((message.offset() for message in found), np.int64, len(found)),
-        np.fromiter((message.timestamp()[1] * 1000 for message in found), np.int64, len(found)),
+        np.fromiter((_produced(message) for message in found), np.int64, len(found)),
         [message.key() for message in found],
         [message.value() for message in found],
     )

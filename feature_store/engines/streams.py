@@ -25,6 +25,13 @@ class Messages:
     def __len__(self) -> int:
         return len(self.values)
 
+    @classmethod
+    def of(cls, values: Sequence[bytes | None], partition: int = 0, start: int = 0, produced: int = 0) -> Messages:
+        """Values without keys, one after the other in a partition, all written at the same time."""
+        count = len(values)
+        offsets = np.arange(start, start + count)
+        return cls(np.full(count, partition), offsets, np.full(count, produced), [None] * count, values)
+
     def take(self, index: Ints) -> Messages:
         """Some of them, in order."""
         some = index.tolist()

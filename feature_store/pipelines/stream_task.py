@@ -50,13 +50,21 @@ class StreamTask:
     """The handler of one worker (see `engines.streams.Handler`); `close` it in the end.
 
     `latest`: where the log knows nothing of a partition, begin behind its last message. `read` reads messages again
-    that a worker before this one applied and did not land, where the engine itself begins behind them.
+    that a worker before this one applied and did not land, where the engine itself begins behind them. `clock` gives
+    the time in microseconds.
     """
 
     def __init__(
-        self, store: FeatureStore, source: str, name: str, latest: bool = False, read: Read | None = None
+        self,
+        store: FeatureStore,
+        source: str,
+        name: str,
+        latest: bool = False,
+        read: Read | None = None,
+        clock: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         self.store, self.source, self.name = store, source, name
+        self._clock = clock
         self._latest, self._read = latest, read
         self._streams = store.registry.streams
         self._writer = StreamWriter(store.online_store, self._streams)
@@ -130,11 +138,15 @@ class StreamTask:
         """What the worker waits for, to be seen in the status; None: nothing."""
         self._waits_for = str(error) if error else None
 
-    def close(self) -> None:
-        """Land what was taken, and leave."""
+    def abandon(self) -> None:
+        """End, and leave what was not landed to the next worker."""
         self._ended.set()
         for thread in self._beside:
             thread.join()
+
+    def close(self) -> None:
+        """Land what was taken, and leave."""
+        self.abandon()
         with suppress(FeatureStoreError):
             self._land()
         with suppress(FeatureStoreError):
@@ -150,7 +162,7 @@ class StreamTask:
         if not len(fresh):
             return ()
         part = messages if len(fresh) == len(messages) else messages.take(fresh)
-        now = time.time_ns() // 1000
+        now = self._clock()
         assert self._decoder is not None
         events, places, bad = self._patiently(lambda: self._events(part, now))
         given = StreamEvents(events, part.partitions[places], part.offsets[places])
@@ -258,7 +270,7 @@ class StreamTask:
         """Say how it goes, and look for changes where no messages come."""
         while True:
             lag = replace(self._said, positions=self._landing.positions)
-            behind = max(time.time_ns() // 1000 - self._produced, 0) if lag.lag and self._produced else 0
+            behind = max(self._clock() - self._produced, 0) if lag.lag and self._produced else 0
             said = replace(lag, behind=behind, error=self._deposed or self._waits_for)
             self._quietly(lambda said=said: self._streams.beat(said))  # type: ignore[misc]
             if self._ended.wait(_BEAT_EVERY_S):

@@ -42,7 +42,7 @@ def group_of(store: FeatureStore, source: str) -> str:
 def decoder_of(store: FeatureStore, source: str) -> Decoder:
     """What reads the messages of a source."""
     kafka, catalog = kafka_of(store, source), store.catalog
-    address = store.settings.kafka_place(source, kafka.brokers).schema_registry
+    address = store.settings.kafka.schema_registry
     schemas = SchemaRegistry(address).schema if address and kafka.uses_registry else None
     return Decoder(catalog.sources[source], catalog.rows[source], kafka.read_avro_schema(store.root), schemas)
 

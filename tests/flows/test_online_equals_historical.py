@@ -1,18 +1,21 @@
 """The product in one property: for every (rows, T), online(T) = historical(T) = what the contract says.
 
-Rows of generated repositories arrive in any order, by files, late files and pushes (each of them repeated), between
-runs of materialize and materialize-incremental; then every feature, value and status, is compared at T with a
+Rows of generated repositories arrive in any order, by files, late files, pushes (each of them repeated) and messages of
+a stream (repeated, and read again by a worker that follows one that died), between runs of materialize and
+materialize-incremental; then every feature, value and status, is compared at T with a
 brute-force oracle, read online and historically.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +23,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from feature_store import FeatureStore
+from feature_store.engines.streams import Messages
+from feature_store.pipelines.stream_task import StreamTask
 from tests.oracle import Event, Seen, agrees, latest, windowed
+
+pytestmark = pytest.mark.timeout(600)
 
 DAY, HOUR, MINUTE = 86_400_000_000, 3_600_000_000, 60_000_000
 START = int(datetime(2026, 3, 1, tzinfo=UTC).timestamp()) * 1_000_000
@@ -44,7 +51,7 @@ source:
     - {name: item, type: INT64}
     - {name: kind, type: STRING}
   unique: [id]
-  stream: {push: true}
+  stream: {push: true, kafka: {topic: events}}
 ---
 source:
   name: batch_events
@@ -108,7 +115,7 @@ class Row:
     price: float | None
     item: int | None
     kind: str | None
-    batch: int  # 0..2: the file it comes in; 3: pushed
+    batch: int  # 0..2: the file it comes in; 3: pushed; 4: streamed
 
     @property
     def seen_at(self) -> int:
@@ -127,7 +134,7 @@ rows = st.lists(
         st.one_of(st.none(), st.floats(-1e6, 1e6), st.just(float("nan"))),
         st.one_of(st.none(), st.integers(-5, 5)),
         st.one_of(st.none(), st.sampled_from(["a", "b", "Ä", ""])),
-        st.integers(0, 3),
+        st.integers(0, 4),
     ),
     max_size=25,
 ).map(
@@ -135,13 +142,17 @@ rows = st.lists(
 )
 
 
-@given(rows, st.integers(1, 41 * 24), st.sampled_from([0, 1, HOUR // 2, 300_000_000]), st.permutations([0, 1, 2, 3]))
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(rows, st.integers(1, 41 * 24), st.sampled_from([0, 1, HOUR // 2, 300_000_000]), st.permutations([0, 1, 2, 3, 4]))
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
 def test_sqlite(found: list[Row], step: int, fine: int, order: list[int]) -> None:
     check(found, START + step * HOUR + fine, order, "sqlite:///data/online.db")
 
 
-@given(rows, st.integers(1, 41 * 24), st.sampled_from([0, 1, HOUR // 2]), st.permutations([0, 1, 2, 3]))
+@given(rows, st.integers(1, 41 * 24), st.sampled_from([0, 1, HOUR // 2]), st.permutations([0, 1, 2, 3, 4]))
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 def test_redis(redis_url: str, found: list[Row], step: int, fine: int, order: list[int]) -> None:
     check(found, START + step * HOUR + fine, order, redis_url)
@@ -175,14 +186,51 @@ def _arrive(store: FeatureStore, root: Path, found: list[Row], order: list[int],
         part = [row for row in found if row.batch == batch]
         if batch < 3:
             _write(root, f"part{batch}", part)
-        elif part:
+        if batch == 3 and part:
             store.push("events", _table(part), to="online_and_offline")
             store.push("events", _table(part), to="online_and_offline")
+        if batch == 4:
+            _stream(store, part, order, at)
         if turn == 0:
             store.materialize(_time(START), _time(max(START, at - 5 * DAY)))
         elif turn % 2:
-            store.materialize_incremental(_time(at - (3 - turn) * DAY))
+            store.materialize_incremental(_time(at - (4 - turn) * DAY))
     store.materialize_incremental(_time(at))
+
+
+def _stream(store: FeatureStore, found: list[Row], order: list[int], at: int) -> None:
+    """Each row as two messages of its partition, in an order of its own, taken in batches by workers of which all but
+    the last die before they have landed anything."""
+    rows = sorted([*found, *found], key=lambda row: (row.id * 7 + order[0]) % 5)
+    topic = [Messages.of(_messages([row for row in rows if row.id % 2 == half]), half, produced=at) for half in (0, 1)]
+    ranges = {half: (0, len(messages)) for half, messages in enumerate(topic)}
+    for last in (False, True):
+        task = StreamTask(store, "events", "worker", clock=lambda: at)
+        starts = task.assigned(ranges)
+        for half, messages in enumerate(topic):
+            for first in range(starts[half], len(messages), 1 + order[1]):
+                here = np.arange(first, min(first + 1 + order[1], len(messages)))
+                assert not task.handle(messages.take(here))
+                if not last and first > len(messages) // 2:
+                    break
+        (task.close if last else task.abandon)()
+
+
+def _messages(found: list[Row]) -> list[bytes]:
+    return [
+        json.dumps(
+            {
+                "id": row.id,
+                "user_id": row.user,
+                "at": _time(row.at).isoformat(),
+                "seen_at": _time(row.seen_at).isoformat(),
+                "price": "NaN" if row.price != row.price else row.price,
+                "item": row.item,
+                "kind": row.kind,
+            }
+        ).encode()
+        for row in found
+    ]
 
 
 def _compare(store: FeatureStore, found: list[Row], at: int) -> None:
