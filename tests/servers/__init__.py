@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.servers.flink import FlinkCluster
 from tests.servers.hbase import HBaseServer
 from tests.servers.hdfs import HdfsServer
 from tests.servers.kafka import KafkaServer
@@ -12,6 +13,7 @@ from tests.servers.s3 import S3Server
 from tests.servers.spark import SparkCluster
 
 __all__ = [
+    "FlinkCluster",
     "HBaseServer",
     "HdfsServer",
     "KafkaServer",

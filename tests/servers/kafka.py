@@ -162,7 +162,7 @@ def _read(consumer: Consumer, topic: str, partition: int) -> Iterator[Message]:
     consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING)])
     while True:
         message = consumer.poll(30)
-        error = message.error() if message else KafkaError(KafkaError._TIMED_OUT)
+        error = message.error() if message is not None else KafkaError(KafkaError._TIMED_OUT)
         if error and error.code() == KafkaError._PARTITION_EOF:
             return
         if error:
