@@ -8,6 +8,7 @@ letters. Jobs are planned and submitted by a process of its own (`flink_driver`)
 from __future__ import annotations
 
 import json
+import os
 import re
 import select
 import shutil
@@ -45,6 +46,7 @@ _TIMEOUT = 5.0
 _PLANNING = 180.0
 _CHECKPOINTS = "execution.checkpointing.dir"
 _CONNECTOR = "org.apache.flink:flink-sql-connector-kafka, from Maven Central"
+_NO_JOB = "Could not find Flink job"  # for which some questions answer 500
 _CAUSED = re.compile(r"^(?:Caused by: |: )?(?:[\w.$]+\.)?[\w$]*(?:Exception|Error|Throwable)\w*: (.+)$", re.MULTILINE)
 _TRACEBACK = "Traceback (most recent call last):"
 
@@ -302,7 +304,7 @@ class FlinkJobs:
         except HTTPError as error:
             with error:
                 reason = root_cause(_said(error.read()))
-            if error.code == 404:
+            if error.code == 404 or _NO_JOB in reason:
                 raise NotFoundError(f"Flink at {self.address} does not know that: {reason}") from error
             if error.code == 409:
                 raise ConflictError(f"Flink at {self.address}: {reason}") from error
@@ -325,9 +327,12 @@ class _Driver:
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="feature_store-flink-"))
         self._log = self._folder / "driver.log"
-        command = [sys.executable, "-m", "feature_store.engines.flink_driver", str(self._folder)]
+        command = [sys.executable, "-m", "feature_store.engines.flink_driver"]
+        logs = os.environ | {"FLINK_LOG_DIR": str(self._folder)}
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=logs
+            )
 
     def ask(self, request: Mapping[str, object]) -> dict[str, Any]:
         """Its answer. Whatever goes wrong, the process is gone thereafter."""

@@ -6,16 +6,18 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 import pytest
+from confluent_kafka import Producer
 
 from feature_store.engines.flink import UNKNOWN, FlinkJobs, JobStatus, StreamJob
 from feature_store.errors import SettingsError, StoreUnavailableError
 from tests.jars import jars
-from tests.servers import FlinkCluster, KafkaServer, free_port
+from tests.servers import FlinkCluster, KafkaServer, SecureKafka, free_port
 
 pytest.importorskip("pyflink")
 pytestmark = pytest.mark.timeout(400)
@@ -36,6 +38,7 @@ class Stream:
     def __init__(self, kafka: KafkaServer, folder: Path) -> None:
         self.kafka, self.folder = kafka, folder
         self.sent = 0
+        self.began = time.time_ns() // 1_000_000
         self.job = StreamJob(
             name=f"stream {folder.name}",
             topic=kafka.topic(2),
@@ -50,7 +53,7 @@ class Stream:
     def send(self, count: int) -> None:
         producer = self.kafka.producer()
         for number in range(self.sent, self.sent + count):
-            producer.produce(self.job.topic, b"%d" % number, partition=number % 2, timestamp=1_700_000_000_000 + number)
+            producer.produce(self.job.topic, b"%d" % number, partition=number % 2, timestamp=self.began + number)
         assert producer.flush(60) == 0
         self.sent += count
 
@@ -120,7 +123,7 @@ def test_messages_come_once_and_in_order_through_savepoints(
     stream.arrive()
     kept = stream.kept()
     assert len(kept) == stream.sent
-    assert all(each.timestamp == 1_700_000_000_000 + int(each.value or 0) for each in kept)
+    assert all(each.timestamp == stream.began + int(each.value or 0) for each in kept)
     for partition in range(2):
         assert [each.offset for each in kept if each.partition == partition] == list(range(stream.sent // 2))
     assert len({worker for worker, _ in stream.runs()}) == 4
@@ -204,6 +207,20 @@ def test_a_job_that_cannot_run_is_refused_in_one_line(jobs: FlinkJobs, stream: S
     with pytest.raises(StoreUnavailableError, match="file:/there/is/none") as caught:
         jobs.start(stream.job, "file:///there/is/none")
     assert "\n" not in str(caught.value)
+
+
+def test_one_conf_opens_kafka_to_flink_and_to_librdkafka(jobs: FlinkJobs, tmp_path: Path) -> None:
+    kafka = SecureKafka().start()
+    try:
+        stream = Stream(kafka, tmp_path)
+        stream.job = replace(stream.job, brokers=kafka.secure_url, conf=kafka.secure_conf)
+        producer = Producer({"bootstrap.servers": kafka.secure_url, "log_level": 0} | kafka.secure_conf)
+        producer.produce(stream.job.topic, b"bad")
+        assert producer.flush(60) == 0
+        jobs.start(stream.job)
+        wait(lambda: len(kafka.messages(stream.job.dead_letters)) == 1)
+    finally:
+        kafka.close()
 
 
 def test_no_flink_no_job(stream: Stream) -> None:

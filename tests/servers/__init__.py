@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.servers.flink import FlinkCluster
 from tests.servers.hbase import HBaseServer
 from tests.servers.hdfs import HdfsServer
-from tests.servers.kafka import KafkaServer
+from tests.servers.kafka import KafkaServer, SecureKafka
 from tests.servers.postgres import PostgresServer
 from tests.servers.processes import free_port
 from tests.servers.redis import RedisServer
@@ -20,6 +20,7 @@ __all__ = [
     "PostgresServer",
     "RedisServer",
     "S3Server",
+    "SecureKafka",
     "SparkCluster",
     "free_port",
 ]
