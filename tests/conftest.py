@@ -6,7 +6,16 @@ from uuid import uuid4
 import pytest
 
 from feature_store.engines.spark import SparkEngine
-from tests.servers import HBaseServer, HdfsServer, KafkaServer, PostgresServer, RedisServer, S3Server, SparkCluster
+from tests.servers import (
+    FlinkCluster,
+    HBaseServer,
+    HdfsServer,
+    KafkaServer,
+    PostgresServer,
+    RedisServer,
+    S3Server,
+    SparkCluster,
+)
 
 
 @pytest.fixture(scope="session")
@@ -126,3 +135,12 @@ def kafka_server(request: pytest.FixtureRequest) -> Iterator[KafkaServer]:
 def kafka_topic(kafka_server: KafkaServer) -> str:
     """The name of an empty topic of two partitions."""
     return kafka_server.topic(2)
+
+
+@pytest.fixture(scope="session")
+def flink_cluster(request: pytest.FixtureRequest) -> Iterator[FlinkCluster]:
+    """A Flink cluster for the whole session. What kills a part of it starts it again."""
+    cluster = FlinkCluster().start()
+    failed = request.session.testsfailed
+    yield cluster
+    cluster.close(keep=request.session.testsfailed > failed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,38 @@ import sqlalchemy
 import yaml
 
 from feature_store.settings import Settings, load_settings
-from tests.servers import HBaseServer, RedisServer
+from tests.servers import FlinkCluster, HBaseServer, KafkaServer, RedisServer
 
 ROOT = Path(__file__).parents[1]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
 OURS = COMPOSE["x-feature-store"]
 CLUSTER = ROOT / "repo_example" / "feature_store.cluster.yaml"
+KAFKA_PLACES = {
+    "advertised.listeners",
+    "controller.quorum.voters",
+    "listener.security.protocol.map",
+    "listeners",
+    "log.dirs",
+}
+FLINK_PLACES = {
+    "execution.checkpointing.dir",
+    "heartbeat.interval",
+    "heartbeat.timeout",
+    "io.tmp.dirs",
+    "jobmanager.bind-host",
+    "jobmanager.memory.process.size",
+    "jobmanager.rpc.address",
+    "jobmanager.rpc.port",
+    "python.executable",
+    "rest.address",
+    "rest.bind-address",
+    "rest.port",
+    "taskmanager.bind-host",
+    "taskmanager.host",
+    "taskmanager.memory.process.size",
+    "taskmanager.numberOfTaskSlots",
+}
 PLACES = {
     "hbase.rootdir",
     "hbase.tmp.dir",
@@ -47,7 +73,8 @@ def published(service: str) -> dict[int, int]:
 
 def addresses(settings: Settings) -> list[tuple[str | None, int | None]]:
     """The host and port of each URI in some settings."""
-    uris = [settings.registry, *settings.aliases.values(), settings.engine_place("spark").master]
+    uris = [settings.registry, *settings.aliases.values()]
+    uris += [settings.engine_place(engine).master for engine in ("spark", "flink")]
     uris += settings.online_store.removeprefix("tiered:").split("|")
     return [(parts.hostname, parts.port) for parts in map(urlsplit, uris)]
 
@@ -66,13 +93,14 @@ def test_postgresql_is_the_version_that_is_tested(postgres_url: str) -> None:
     assert re.match(r"postgres:(\d+)", SERVICES["postgres"]["image"])[1] == tested.split(".")[0]  # type: ignore[index]
 
 
-def test_spark_and_python_are_the_versions_that_are_tested() -> None:
+def test_spark_flink_and_python_are_the_versions_that_are_tested() -> None:
     lock = (ROOT / "requirements.lock").read_text()
-    assert f"pyspark=={version('pyspark')}\n" in lock
+    for name in ("pyspark", "apache-flink"):
+        assert f"{name}=={version(name)}\n" in lock
     (install,) = [line for line in dockerfile("Dockerfile") if line[:2] == ["RUN", "pip"]]
     assert install[install.index("--constraint") + 1] == "/opt/feature_store/requirements.lock"
     extras = set(re.search(r"\[(.*)\]", install[-1])[1].split(","))  # type: ignore[index]
-    assert {"redis", "hbase", "postgres", "spark"} <= extras
+    assert {"redis", "hbase", "kafka", "postgres", "spark", "flink"} <= extras
 
 
 @pytest.mark.parametrize("name", ["master", "thrift"])
@@ -84,6 +112,43 @@ def test_hbase_runs_the_jars_and_settings_of_the_tests(hbase_server: HBaseServer
     tested = {name: str(value) for name, value in hbase_server.settings(name).items()}
     assert settings.keys() == tested.keys()
     assert {name for name in settings if settings[name] != tested[name]} <= PLACES
+
+
+def test_kafka_runs_the_version_and_settings_of_the_tests() -> None:
+    pom = ElementTree.parse(ROOT / "tests" / "maven" / "kafka" / "pom.xml")
+    versions = {each.findtext("{*}artifactId"): each.findtext("{*}version") for each in pom.iterfind(".//{*}dependency")}
+    assert SERVICES["kafka"]["image"] == f"apache/kafka:{versions['kafka_2.13']}"
+    given = SERVICES["kafka"]["environment"].items()
+    settings = {name.removeprefix("KAFKA_").lower().replace("_", "."): str(value) for name, value in given}
+    with closing(KafkaServer()) as server:
+        tested = {name: str(value) for name, value in server.settings().items()}
+    assert settings.keys() - tested.keys() == {"advertised.listeners"}
+    assert {name for name in settings if settings[name] != tested.get(name)} <= KAFKA_PLACES
+
+
+def test_kafka_names_itself_as_it_is_reached() -> None:
+    kafka = SERVICES["kafka"]["environment"]
+    inside, outside = OURS["environment"]["KAFKA"], str(load_settings(CLUSTER).kafka.brokers)
+    assert inside.partition(":")[0] == "kafka"
+    assert kafka["KAFKA_ADVERTISED_LISTENERS"] == f"PLAINTEXT://{outside},SERVICES://{inside}"
+    assert int(outside.partition(":")[2]) in published("kafka")
+    for address, name in ((inside, "SERVICES"), (outside, "PLAINTEXT")):
+        assert f"{name}://:{address.partition(':')[2]}" in kafka["KAFKA_LISTENERS"].split(",")
+
+
+def test_flink_runs_the_jars_and_settings_of_the_tests() -> None:
+    lines = dockerfile("Dockerfile")
+    assert ["COPY", "tests/maven/flink/pom.xml", "/build/pom.xml"] in lines
+    assert ["COPY", "docs/deployment/flink/config.yaml", "/opt/flink/conf/config.yaml"] in lines
+    settings = yaml.safe_load((ROOT / "docs" / "deployment" / "flink" / "config.yaml").read_text())
+    with closing(FlinkCluster()) as cluster:
+        tested = cluster.settings()
+    opened = "env.java.opts.all"
+    assert set(settings.pop(opened).split()) <= set(str(tested.pop(opened)).split())
+    assert settings.keys() | {"taskmanager.host"} == tested.keys()
+    assert {name for name in tested if settings.get(name) != tested[name]} <= FLINK_PLACES
+    assert settings["jobmanager.rpc.address"] in SERVICES
+    assert f"http://{settings['rest.address']}:{settings['rest.port']}" == OURS["environment"]["FLINK"]
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "hbase.Dockerfile"])
@@ -99,7 +164,7 @@ def test_images_are_built_of_what_is_there_and_run_by_a_user_of_their_own(name: 
 
 def test_every_service_that_is_built_has_its_dockerfile() -> None:
     built = [service["build"]["dockerfile"] for service in SERVICES.values() if "build" in service]
-    assert len(built) == 5
+    assert len(built) == 7
     assert all((ROOT / file).is_file() for file in built)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from tests.servers.flink import FlinkCluster
 from tests.servers.hbase import HBaseServer
 from tests.servers.hdfs import HdfsServer
-from tests.servers.kafka import KafkaServer
+from tests.servers.kafka import KafkaServer, SecureKafka
 from tests.servers.postgres import PostgresServer
 from tests.servers.processes import free_port
 from tests.servers.redis import RedisServer
@@ -12,12 +13,14 @@ from tests.servers.s3 import S3Server
 from tests.servers.spark import SparkCluster
 
 __all__ = [
+    "FlinkCluster",
     "HBaseServer",
     "HdfsServer",
     "KafkaServer",
     "PostgresServer",
     "RedisServer",
     "S3Server",
+    "SecureKafka",
     "SparkCluster",
     "free_port",
 ]

@@ -15,6 +15,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from tests.jars import jars
+from tests.servers.certificates import make_certificates
 from tests.servers.processes import JavaProcess, free_port
 
 
@@ -161,12 +162,59 @@ class KafkaServer:
         return Consumer({"bootstrap.servers": self.url, "log_level": 0} | config)
 
 
+class SecureKafka(KafkaServer):
+    """A broker with one more door: whoever enters there shows a certificate and says a password."""
+
+    def __init__(self) -> None:
+        self.secure_port = free_port()
+        super().__init__()
+        make_certificates(self._folder)
+
+    @property
+    def secure_url(self) -> str:
+        return f"127.0.0.1:{self.secure_port}"
+
+    @property
+    def secure_conf(self) -> dict[str, str]:
+        """What a client is to be told, in librdkafka's names."""
+        return {
+            "security.protocol": "sasl_ssl",
+            "sasl.mechanisms": "PLAIN",
+            "sasl.username": "reader",
+            "sasl.password": 'a "good" \\ word',
+            "ssl.ca.location": str(self._folder / "ca.pem"),
+            "ssl.certificate.location": str(self._folder / "client.pem"),
+            "ssl.key.location": str(self._folder / "client.key"),
+        }
+
+    def settings(self) -> dict[str, object]:
+        """What the broker runs with."""
+        plain = super().settings()
+        user = self.secure_conf["sasl.username"], _java_text(self.secure_conf["sasl.password"])
+        login = f'org.apache.kafka.common.security.plain.PlainLoginModule required user_{user[0]}="{user[1]}";'
+        return plain | {
+            "listeners": f"{plain['listeners']},SASL_SSL://{self.secure_url}",
+            "listener.security.protocol.map": f"{plain['listener.security.protocol.map']},SASL_SSL:SASL_SSL",
+            "sasl.enabled.mechanisms": "PLAIN",
+            "listener.name.sasl_ssl.plain.sasl.jaas.config": login.replace("\\", "\\\\"),  # a properties file's escape
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": self._folder / "broker.both",
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": self._folder / "ca.pem",
+            "ssl.client.auth": "required",
+        }
+
+
+def _java_text(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"')
+
+
 def _read(consumer: Consumer, topic: str, partition: int) -> Iterator[Message]:
     """The messages that a partition holds now."""
     consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING)])
     while True:
         message = consumer.poll(30)
-        error = message.error() if message else KafkaError(KafkaError._TIMED_OUT)
+        error = message.error() if message is not None else KafkaError(KafkaError._TIMED_OUT)
         if error and error.code() == KafkaError._PARTITION_EOF:
             return
         if error:

@@ -1,0 +1,430 @@
+"""Flink as the runner of streams: a job reads a topic and hands its messages, in batches, to a handler in Python.
+
+A job holds no state but the offsets in its checkpoints. What a message means, and that it counts once, is the handler's
+matter; Flink sees to restarts, parallelism and savepoints. Messages that the handler refuses go to a topic of dead
+letters. Jobs are planned and submitted by a process of its own (`flink_driver`); all the rest is the REST API.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from glob import glob
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.fs as fs
+
+from feature_store.engines.flink_kafka import java_properties
+from feature_store.errors import ConflictError, FeatureStoreError, MissingExtraError, NotFoundError, SettingsError
+from feature_store.errors import StoreUnavailableError as Unavailable
+
+UNKNOWN = "UNKNOWN"
+"""The state of a job that the cluster does not know: it ended long ago, or the cluster lost it."""
+
+_ENDED = ("FINISHED", "FAILED", "CANCELED", UNKNOWN)
+_EMBEDDED = ("embedded", "local")
+_TIMEOUT = 5.0
+_PLANNING = 180.0
+_CHECKPOINTS = "execution.checkpointing.dir"
+_CONNECTOR = "org.apache.flink:flink-sql-connector-kafka, from Maven Central"
+_NO_JOB = "Could not find Flink job"  # for which some questions answer 500
+_CAUSED = re.compile(r"^(?:Caused by: |: )?(?:[\w.$]+\.)?[\w$]*(?:Exception|Error|Throwable)\w*: (.+)$", re.MULTILINE)
+_TRACEBACK = "Traceback (most recent call last):"
+
+
+class Handler(Protocol):
+    """What a job hands the messages of a topic to. Those of a partition reach one handler at a time, in the order of
+    their offsets; after a failure some of them come again.
+    """
+
+    def handle(
+        self,
+        partitions: npt.NDArray[np.int32],
+        offsets: npt.NDArray[np.int64],
+        timestamps: npt.NDArray[np.int64],
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+    ) -> list[str | None]:
+        """Why each message is refused, None where it is taken; returns when those are where they shall be. Timestamps
+        are milliseconds. What it raises fails the job, which Flink starts again from its latest checkpoint.
+        """
+        ...
+
+    def close(self) -> None:
+        """The worker ends, or the job does."""
+        ...
+
+
+@dataclass(frozen=True)
+class StreamJob:
+    """A topic, and the handler that takes its messages.
+
+    `conf`: the options of the Kafka client, in librdkafka's names. `handler`: "package.module:function", which workers
+    call as `function(argument, worker's name)` for a `Handler`. `dead_letters`: a topic that exists; each message there
+    has the headers reason, topic, partition, offset and timestamp (milliseconds).
+    """
+
+    name: str
+    topic: str
+    brokers: str
+    group: str
+    dead_letters: str
+    handler: str
+    argument: str
+    parallelism: int = 1
+    conf: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a job would go on from: where its files are, when it was done, how long that took, and its size."""
+
+    path: str
+    at: datetime
+    milliseconds: int
+    size: int
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """How a job is. `state` is Flink's word, or UNKNOWN; `error` the root cause of the latest failure, in one line."""
+
+    state: str
+    restarts: int = 0
+    completed_checkpoints: int = 0
+    failed_checkpoints: int = 0
+    checkpoint: Checkpoint | None = None
+    error: str | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in _ENDED
+
+
+class FlinkJobs:
+    """The jobs of one Flink: a cluster at its REST address, or "embedded", which lives as long as this object.
+
+    `conf`: Flink's options for jobs, and for an embedded Flink itself. `pipeline.jars` there may be paths, with `*`.
+
+    >>> jobs = FlinkJobs("http://flink:8081", {"pipeline.jars": "/opt/flink/jars/*.jar"})
+    """
+
+    def __init__(self, address: str = "embedded", conf: Mapping[str, str] | None = None) -> None:
+        self.is_embedded = address in _EMBEDDED
+        if not self.is_embedded and not re.fullmatch(r"https?://[^/\s]+/?", address):
+            raise SettingsError(
+                f'"{address}" is not where a Flink is', hint="Write embedded, or a REST address: http://host:8081"
+            )
+        self._address = None if self.is_embedded else address.rstrip("/")
+        self._conf = dict(conf or {})
+        self._driver: _Driver | None = None
+
+    @property
+    def address(self) -> str:
+        """The REST address. An embedded Flink has one when a job has been started."""
+        return self._address or "embedded"
+
+    def start(self, job: StreamJob, savepoint: str | None = None, *, timeout: float = 120) -> str:
+        """The id of the job, whose tasks run. It begins at `savepoint`, the path of a savepoint or checkpoint; else at
+        the offsets that its group has committed; else at the topic's beginning.
+
+        Raises:
+            MissingExtraError: PyFlink is not installed.
+            SettingsError: Flink's Kafka connector or Java is missing, an option of Kafka has no counterpart.
+            StoreUnavailableError: Flink cannot be reached, has no slots to spare, or the job fails at once.
+        """
+        kafka = java_properties(job.brokers, job.conf)
+        if not self.is_embedded:
+            self._check_version()
+        told = asdict(job) | {"consumer": dict(kafka.consumer), "producer": dict(kafka.producer)}
+        try:
+            driver = self._started()
+            identifier = str(driver.ask({"job": told, "savepoint": savepoint})["job"])
+        finally:
+            if not self.is_embedded:
+                self.close()
+        self._wait_until_it_runs(identifier, job, timeout)
+        return identifier
+
+    def stop(self, job: str, savepoints: str, *, timeout: float = 300) -> str:
+        """Ends a job when all that it has read is handled; the path of its savepoint, in the folder `savepoints`."""
+        answer = self._post(f"/jobs/{job}/stop", {"targetDirectory": savepoints, "drain": False})
+        ask = f"/jobs/{job}/savepoints/{answer['request-id']}"
+        deadline = time.monotonic() + timeout
+        while (saved := self._get(ask))["status"]["id"] != "COMPLETED":
+            if time.monotonic() > deadline:
+                raise Unavailable(f"job {job} has made no savepoint within {timeout:g} s", hint=_CANCEL)
+            time.sleep(0.1)
+        operation = saved["operation"]
+        if failure := operation.get("failure-cause"):
+            raise Unavailable(f"job {job} makes no savepoint: {root_cause(failure['stack-trace'])}", hint=_CANCEL)
+        return str(operation["location"])
+
+    def cancel(self, job: str, *, timeout: float = 60) -> None:
+        """Ends a job at once; its latest checkpoint stays. Returns when it has ended; nothing to do where it had."""
+        with suppress(NotFoundError, ConflictError):
+            self._ask(Request(f"{self.address}/jobs/{job}?mode=cancel", method="PATCH"))
+        self._wait(lambda: self._state(job) in _ENDED, timeout, f"job {job} has not ended")
+
+    def status(self, job: str) -> JobStatus:
+        """How a job is. UNKNOWN: start it again, from `latest_checkpoint`."""
+        try:
+            state = self._state(job)
+            if state == UNKNOWN:
+                return JobStatus(UNKNOWN)
+            checkpoints = self._get(f"/jobs/{job}/checkpoints")
+            metrics = self._get(f"/jobs/{job}/metrics?get=numRestarts")
+            error = self._error(job)
+        except NotFoundError:  # forgotten between two questions
+            return JobStatus(UNKNOWN)
+        return JobStatus(
+            state=state,
+            restarts=int(metrics[0]["value"]) if metrics else 0,
+            completed_checkpoints=checkpoints["counts"]["completed"],
+            failed_checkpoints=checkpoints["counts"]["failed"],
+            checkpoint=_checkpoint(checkpoints["latest"]),
+            error=error,
+        )
+
+    def latest_checkpoint(self, job: str) -> str | None:
+        """The path of the newest whole checkpoint of a job that ended or was lost; None if there is none."""
+        folder = self._conf.get(_CHECKPOINTS) or self._cluster_conf().get(_CHECKPOINTS)
+        return newest_checkpoint(f"{folder.rstrip('/')}/{job}") if folder else None
+
+    def close(self) -> None:
+        """Ends an embedded Flink, and its jobs with it."""
+        if self._driver:
+            self._driver.close()
+            self._driver = None
+            self._address = None if self.is_embedded else self._address
+
+    def __enter__(self) -> FlinkJobs:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _started(self) -> _Driver:
+        if self._driver is None:
+            conf = self._conf | ({"python.executable": sys.executable} if self.is_embedded else {})
+            conf |= {"pipeline.jars": _jars(conf["pipeline.jars"])} if "pipeline.jars" in conf else {}
+            self._driver = _Driver()
+            self._address = str(self._driver.ask({"address": self._address, "conf": conf})["address"])
+        return self._driver
+
+    def _check_version(self) -> None:
+        """A job that was planned by another version may be misread in many ways."""
+        running = self._get("/overview")["flink-version"]
+        try:
+            ours = version("apache-flink")
+        except PackageNotFoundError as error:
+            raise MissingExtraError("flink", f"Flink ({self.address})") from error
+        if running.split(".")[:2] != ours.split(".")[:2]:
+            raise SettingsError(
+                f"Flink at {self.address} is {running}, and PyFlink here is {ours}",
+                hint=f"Run: pip install 'apache-flink=={running}'",
+            )
+
+    def _wait_until_it_runs(self, identifier: str, job: StreamJob, timeout: float) -> None:
+        try:
+            self._wait(lambda: self._runs(identifier), timeout, f"{job.name} has not started")
+        except Unavailable as error:
+            with suppress(FeatureStoreError):
+                free = self._get("/overview")["slots-available"]
+                self.cancel(identifier)
+                if free < job.parallelism and error.hint is None:
+                    error.hint = f"Flink has {free} free slots, and the job takes {job.parallelism}: add task managers"
+            raise
+
+    def _runs(self, job: str) -> bool:
+        found = self._get(f"/jobs/{job}")
+        if error := self._error(job):
+            raise Unavailable(f"{found['name']} cannot be started: {error}", hint="Look into the logs of Flink")
+        return all(vertex["status"] == "RUNNING" for vertex in found["vertices"]) and found["state"] == "RUNNING"
+
+    def _state(self, job: str) -> str:
+        if self._address is None:
+            return UNKNOWN
+        try:
+            return str(self._get(f"/jobs/{job}/status")["status"])
+        except NotFoundError:
+            return UNKNOWN
+
+    def _error(self, job: str) -> str | None:
+        found = self._get(f"/jobs/{job}/exceptions?maxExceptions=1")
+        entries = found["exceptionHistory"]["entries"]
+        return root_cause(entries[0]["stacktrace"]) if entries else None
+
+    def _cluster_conf(self) -> dict[str, str]:
+        if self._address is None:
+            return {}
+        return {each["key"]: each["value"] for each in self._get("/jobmanager/config")}
+
+    def _wait(self, done: Callable[[], bool], timeout: float, what: str) -> None:
+        deadline = time.monotonic() + timeout
+        while not done():
+            if time.monotonic() > deadline:
+                raise Unavailable(f"{what} within {timeout:g} s, says Flink at {self.address}")
+            time.sleep(0.1)
+
+    def _get(self, path: str) -> Any:
+        return self._ask(Request(self.address + path))
+
+    def _post(self, path: str, body: Mapping[str, object]) -> Any:
+        data = json.dumps(body).encode()
+        return self._ask(Request(self.address + path, data, {"Content-Type": "application/json"}))
+
+    def _ask(self, request: Request) -> Any:
+        if self._address is None:
+            raise NotFoundError("no job has been started on this embedded Flink")
+        try:
+            with urlopen(request, timeout=_TIMEOUT) as answer:
+                return json.loads(answer.read() or b"{}")
+        except HTTPError as error:
+            with error:
+                reason = root_cause(_said(error.read()))
+            if error.code == 404 or _NO_JOB in reason:
+                raise NotFoundError(f"Flink at {self.address} does not know that: {reason}") from error
+            if error.code == 409:
+                raise ConflictError(f"Flink at {self.address}: {reason}") from error
+            raise Unavailable(f"Flink at {self.address} refuses: {reason}") from error
+        except (URLError, OSError, ValueError) as error:
+            cause = error.reason if isinstance(error, URLError) else error
+            reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+            raise Unavailable(
+                f"Flink at {self.address} cannot be reached: {reason}",
+                hint="Check its address in feature_store.yaml, engines: flink, and that it runs",
+            ) from error
+
+
+_CANCEL = "Cancel it: it goes on from its latest checkpoint when it is started again"
+
+
+class _Driver:
+    """The process that plans and submits. Its JVM lives as long as it does."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="feature_store-flink-"))
+        self._log = self._folder / "driver.log"
+        command = [sys.executable, "-m", "feature_store.engines.flink_driver"]
+        logs = os.environ | {"FLINK_LOG_DIR": str(self._folder)}
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=logs
+            )
+
+    def ask(self, request: Mapping[str, object]) -> dict[str, Any]:
+        """Its answer. Whatever goes wrong, the process is gone thereafter."""
+        assert self._process.stdin and self._process.stdout
+        with suppress(BrokenPipeError):  # it has ended, and the log says why
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        ready, _, _ = select.select([self._process.stdout], [], [], _PLANNING)
+        line = self._process.stdout.readline() if ready else b""
+        if not line:
+            log = self._log.read_text(errors="replace")
+            raise _planning_error(log if ready else f"it did not answer within {_PLANNING:g} s")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise _planning_error(answer["error"])
+        return answer
+
+    def close(self) -> None:
+        """Ends it, and with it the JVM."""
+        assert self._process.stdin and self._process.stdout
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _planning_error(said: str) -> FeatureStoreError:
+    reason = root_cause(said)
+    if "No module named 'pyflink'" in said or "No module named 'pandas'" in said:
+        return MissingExtraError("flink", "a stream on Flink")
+    if "identifier 'kafka'" in said:
+        return SettingsError(
+            "Flink has no Kafka connector",
+            hint=f"Get {_CONNECTOR}, and write engines: {{flink: {{conf: {{pipeline.jars: ITS PATH}}}}}}",
+        )
+    if "'java'" in said or "JAVA_HOME" in said or "UnsupportedClassVersion" in said:
+        return SettingsError(
+            f"Flink cannot be started: {reason}", hint="It needs Java 17: install a JRE, or set JAVA_HOME"
+        )
+    return Unavailable(f"Flink takes no job: {reason}")
+
+
+def _jars(places: str) -> str:
+    """URLs, of URLs and paths."""
+    found: list[str] = []
+    for place in filter(None, map(str.strip, places.split(";"))):
+        if "://" in place:
+            found.append(place)
+            continue
+        files = sorted(glob(place))
+        if not files:
+            raise SettingsError(f"pipeline.jars: there is no {place}", hint=f"It takes {_CONNECTOR}")
+        found += [Path(file).absolute().as_uri() for file in files]
+    return ";".join(found)
+
+
+def _checkpoint(latest: Mapping[str, Any]) -> Checkpoint | None:
+    done = latest.get("completed")
+    if done is None:
+        return None
+    at = datetime.fromtimestamp(done["latest_ack_timestamp"] / 1000, UTC)
+    return Checkpoint(done["external_path"], at, done["end_to_end_duration"], done["checkpointed_size"])
+
+
+def newest_checkpoint(folder: str) -> str | None:
+    """The newest checkpoint in a job's folder, a URI or a path, that was written to its end; None without one."""
+    files, path = fs.FileSystem.from_uri(re.sub(r"^s3a:", "s3:", folder) if urlsplit(folder).scheme else folder)
+    found = files.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    whole = [re.search(r"/(chk-(\d+))/_metadata$", each.path) for each in found]
+    newest = max((match for match in whole if match), key=lambda match: int(match[2]), default=None)
+    return f"{folder.rstrip('/')}/{newest[1]}" if newest else None
+
+
+def root_cause(said: str) -> str:
+    """The line that says most in what Java or Python says of an error: that of the innermost cause."""
+    if _TRACEBACK in said:
+        raised = said.rpartition(_TRACEBACK)[2]
+        lines = [line for line in raised.splitlines()[1:] if line and not line[0].isspace()]
+        if lines:
+            return lines[0].strip()
+    causes = _CAUSED.findall(said)
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return str(causes[-1]).strip() if causes else (lines[-1] if lines else "it does not say why")
+
+
+def _said(body: bytes) -> str:
+    try:
+        return "\n".join(json.loads(body)["errors"])
+    except (ValueError, KeyError, TypeError):
+        return body.decode(errors="replace")

@@ -1,0 +1,49 @@
+"""What runs in the Python workers of Flink's task managers."""
+
+from __future__ import annotations
+
+import os
+import socket
+from importlib import import_module
+from itertools import count
+from typing import Any
+
+import pandas as pd
+from pyflink.table.udf import ScalarFunction
+
+_instances = count()
+
+
+class Handle(ScalarFunction):  # type: ignore[misc]
+    """Hands batches of messages to a handler that it makes where it runs; its value is what the handler has against a
+    message, if anything. Not a function of its arguments: Flink must neither leave a call out nor call again.
+    """
+
+    def __init__(self, handler: str, argument: str) -> None:
+        self._name, self._argument = handler, argument
+
+    def open(self, function_context: Any) -> None:
+        module, _, name = self._name.partition(":")
+        make = getattr(import_module(module), name)
+        self._handler = make(self._argument, f"{socket.gethostname()}-{os.getpid()}-{next(_instances)}")
+
+    def eval(
+        self, partitions: pd.Series, offsets: pd.Series, timestamps: pd.Series, keys: pd.Series, values: pd.Series
+    ) -> pd.Series:
+        """The reason of each message, None where it was taken."""
+        reasons = self._handler.handle(
+            partitions.to_numpy("int32"),
+            offsets.to_numpy("int64"),
+            timestamps.to_numpy("int64"),
+            keys.tolist(),
+            values.tolist(),
+        )
+        return pd.Series(reasons, dtype=object)
+
+    def close(self) -> None:
+        """Closes the handler."""
+        self._handler.close()
+
+    def is_deterministic(self) -> bool:
+        """No: each call writes."""
+        return False

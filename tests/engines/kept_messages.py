@@ -1,0 +1,40 @@
+"""A handler of streams that keeps what it is handed in a file, for tests to read."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+class Keeper:
+    """Takes every message but those that begin with "bad"; while the folder has a file `broken`, it fails."""
+
+    def __init__(self, folder: Path, worker: str) -> None:
+        self._folder, self._worker = folder, worker
+        self._file = os.open(folder / "messages", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def handle(self, partitions: Any, offsets: Any, timestamps: Any, keys: Any, values: Any) -> list[str | None]:
+        if (self._folder / "broken").exists():
+            raise RuntimeError("the store is away")
+        lines = [
+            json.dumps([self._worker, partition, offset, timestamp, _text(key), _text(value)])
+            for partition, offset, timestamp, key, value in zip(
+                partitions.tolist(), offsets.tolist(), timestamps.tolist(), keys, values, strict=True
+            )
+        ]
+        os.write(self._file, "".join(line + "\n" for line in lines).encode())
+        return [f"{value!r} is bad" if value and value.startswith(b"bad") else None for value in values]
+
+    def close(self) -> None:
+        os.close(self._file)
+        (self._folder / "closed").touch()
+
+
+def keeper(argument: str, worker: str) -> Keeper:
+    return Keeper(Path(json.loads(argument)["folder"]), worker)
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()

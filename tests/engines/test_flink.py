@@ -1,0 +1,267 @@
+"""Jobs on a Flink cluster, and on an embedded Flink: what is read, in which order, and after what breaks."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import pytest
+from confluent_kafka import Producer
+
+from feature_store.engines.flink import UNKNOWN, FlinkJobs, JobStatus, StreamJob
+from feature_store.errors import SettingsError, StoreUnavailableError
+from tests.jars import jars
+from tests.servers import FlinkCluster, KafkaServer, SecureKafka, free_port
+
+pytest.importorskip("pyflink")
+pytestmark = pytest.mark.timeout(400)
+
+
+class Kept(NamedTuple):
+    worker: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: str | None
+    value: str | None
+
+
+class Stream:
+    """A topic of two partitions, and a job that keeps its messages in a folder."""
+
+    def __init__(self, kafka: KafkaServer, folder: Path) -> None:
+        self.kafka, self.folder = kafka, folder
+        self.sent = 0
+        self.began = time.time_ns() // 1_000_000
+        self.job = StreamJob(
+            name=f"stream {folder.name}",
+            topic=kafka.topic(2),
+            brokers=kafka.url,
+            group=f"group-{folder.name}",
+            dead_letters=kafka.topic(1),
+            handler="tests.engines.kept_messages:keeper",
+            argument=json.dumps({"folder": str(folder)}),
+            parallelism=2,
+        )
+
+    def send(self, count: int) -> None:
+        producer = self.kafka.producer()
+        for number in range(self.sent, self.sent + count):
+            producer.produce(self.job.topic, b"%d" % number, partition=number % 2, timestamp=self.began + number)
+        assert producer.flush(60) == 0
+        self.sent += count
+
+    def kept(self) -> list[Kept]:
+        file = self.folder / "messages"
+        return [Kept(*json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def values(self) -> set[int]:
+        return {int(each.value or 0) for each in self.kept()}
+
+    def arrive(self) -> None:
+        """All that was sent, once or more."""
+        wait(lambda: self.values() == set(range(self.sent)))
+
+    def runs(self) -> dict[tuple[str, int], list[int]]:
+        """The offsets that each worker was handed, by partition, in that order."""
+        found: dict[tuple[str, int], list[int]] = defaultdict(list)
+        for each in self.kept():
+            found[each.worker, each.partition].append(each.offset)
+        return found
+
+
+def wait(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def consecutive(offsets: list[int]) -> bool:
+    return offsets == list(range(offsets[0], offsets[0] + len(offsets)))
+
+
+CONF = {"execution.checkpointing.interval": "300 ms"}
+
+
+@pytest.fixture
+def stream(kafka_server: KafkaServer, tmp_path: Path) -> Stream:
+    return Stream(kafka_server, tmp_path)
+
+
+@pytest.fixture
+def jobs(flink_cluster: FlinkCluster) -> Iterator[FlinkJobs]:
+    flink_cluster.start()
+    conf = CONF | {"pipeline.jars": f"{jars('flink')}/*.jar", "python.executable": flink_cluster.python}
+    jobs = FlinkJobs(flink_cluster.url, conf)
+    yield jobs
+    for job in flink_cluster.jobs():
+        jobs.cancel(job)
+
+
+def test_messages_come_once_and_in_order_through_savepoints(
+    jobs: FlinkJobs, stream: Stream, flink_cluster: FlinkCluster
+) -> None:
+    stream.send(4000)
+    first = jobs.start(stream.job)
+    stream.arrive()
+    wait(lambda: jobs.status(first).completed_checkpoints > 0)
+    status = jobs.status(first)
+    assert (status.state, status.restarts, status.error) == ("RUNNING", 0, None)
+    assert status.checkpoint is not None and status.checkpoint.size > 0
+    savepoint = jobs.stop(first, flink_cluster.savepoints)
+    assert jobs.status(first).state == "FINISHED"
+    assert (stream.folder / "closed").exists()
+    stream.send(4000)
+    jobs.start(stream.job, savepoint)
+    stream.arrive()
+    kept = stream.kept()
+    assert len(kept) == stream.sent
+    assert all(each.timestamp == stream.began + int(each.value or 0) for each in kept)
+    for partition in range(2):
+        assert [each.offset for each in kept if each.partition == partition] == list(range(stream.sent // 2))
+    assert len({worker for worker, _ in stream.runs()}) == 4
+
+
+def test_a_refused_message_is_a_dead_letter_with_its_reason(jobs: FlinkJobs, stream: Stream) -> None:
+    stream.kafka.produce(stream.job.topic, [b"good", b"bad \xc3\xa9", None], b"key")
+    jobs.start(stream.job)
+    wait(lambda: len(stream.kept()) == 3)
+    wait(lambda: len(stream.kafka.messages(stream.job.dead_letters)) == 1)
+    origin = next(each for each in stream.kept() if each.value == "bad é")
+    (letter,) = stream.kafka.messages(stream.job.dead_letters)
+    assert (letter.key(), letter.value()) == (b"key", "bad é".encode())
+    assert {name: value.decode() for name, value in letter.headers()} == {
+        "reason": f"{letter.value()!r} is bad",
+        "topic": stream.job.topic,
+        "partition": str(origin.partition),
+        "offset": str(origin.offset),
+        "timestamp": str(origin.timestamp),
+    }
+    assert [(each.key, each.value) for each in stream.kept()] == [("key", "good"), ("key", "bad é"), ("key", None)]
+
+
+def test_nothing_is_lost_when_workers_and_the_task_manager_are_killed(
+    jobs: FlinkJobs, stream: Stream, flink_cluster: FlinkCluster
+) -> None:
+    stream.send(1000)
+    job = jobs.start(stream.job)
+    stream.arrive()
+    orphans = flink_cluster.workers()
+    for kill in (flink_cluster.kill_worker, flink_cluster.kill_task_manager):
+        stream.send(1000)
+        orphans += flink_cluster.workers()
+        kill()
+        flink_cluster.start()
+        stream.send(1000)
+        stream.arrive()
+    wait(lambda: jobs.status(job).restarts > 0)
+    assert jobs.status(job).state == "RUNNING"
+    assert all(consecutive(offsets) for offsets in stream.runs().values())
+    assert psutil.wait_procs(orphans, timeout=60)[1] == []
+
+
+def test_a_job_that_the_cluster_lost_goes_on_from_its_latest_checkpoint(
+    jobs: FlinkJobs, stream: Stream, flink_cluster: FlinkCluster
+) -> None:
+    stream.send(1000)
+    job = jobs.start(stream.job)
+    stream.arrive()
+    before = jobs.status(job).completed_checkpoints
+    wait(lambda: jobs.status(job).completed_checkpoints >= before + 2)
+    flink_cluster.kill_job_manager()
+    with pytest.raises(StoreUnavailableError, match=r"Flink at http://127\.0\.0\.1:\d+ cannot be reached"):
+        jobs.status(job)
+    flink_cluster.start()
+    assert jobs.status(job) == JobStatus(UNKNOWN)
+    checkpoint = jobs.latest_checkpoint(job)
+    assert checkpoint is not None
+    stream.send(1000)
+    jobs.start(stream.job, checkpoint)
+    stream.arrive()
+    assert len(stream.kept()) == stream.sent
+
+
+def test_a_handler_that_fails_is_told_and_tried_again(jobs: FlinkJobs, stream: Stream) -> None:
+    stream.send(100)
+    job = jobs.start(stream.job)
+    stream.arrive()
+    (stream.folder / "broken").touch()
+    stream.send(100)
+    wait(lambda: jobs.status(job).error == "RuntimeError: the store is away")
+    (stream.folder / "broken").unlink()
+    stream.arrive()
+    jobs.cancel(job)
+    jobs.cancel(job)
+    assert jobs.status(job).state == "CANCELED"
+    assert jobs.latest_checkpoint(job) is not None
+
+
+def test_a_job_that_cannot_run_is_refused_in_one_line(jobs: FlinkJobs, stream: Stream) -> None:
+    with pytest.raises(StoreUnavailableError, match="file:/there/is/none") as caught:
+        jobs.start(stream.job, "file:///there/is/none")
+    assert "\n" not in str(caught.value)
+
+
+def test_one_conf_opens_kafka_to_flink_and_to_librdkafka(jobs: FlinkJobs, tmp_path: Path) -> None:
+    kafka = SecureKafka().start()
+    try:
+        stream = Stream(kafka, tmp_path)
+        stream.job = replace(stream.job, brokers=kafka.secure_url, conf=kafka.secure_conf)
+        producer = Producer({"bootstrap.servers": kafka.secure_url, "log_level": 0} | kafka.secure_conf)
+        producer.produce(stream.job.topic, b"bad")
+        assert producer.flush(60) == 0
+        jobs.start(stream.job)
+        wait(lambda: len(kafka.messages(stream.job.dead_letters)) == 1)
+    finally:
+        kafka.close()
+
+
+def test_no_flink_no_job(stream: Stream) -> None:
+    jobs = FlinkJobs(f"http://127.0.0.1:{free_port()}")
+    for ask in (lambda: jobs.start(stream.job), lambda: jobs.status("0" * 32), lambda: jobs.cancel("0" * 32)):
+        with pytest.raises(StoreUnavailableError, match="cannot be reached: Connection refused"):
+            ask()
+
+
+def test_an_embedded_flink_runs_jobs_until_it_is_closed(stream: Stream) -> None:
+    conf = CONF | {
+        "pipeline.jars": f"{jars('flink')}/*.jar",
+        "execution.checkpointing.dir": f"file://{stream.folder}/c",
+    }
+    stream.send(1000)
+    with FlinkJobs("embedded", conf) as jobs:
+        assert jobs.status("0" * 32).state == UNKNOWN
+        first = jobs.start(stream.job)
+        stream.arrive()
+        savepoint = jobs.stop(first, f"file://{stream.folder}/savepoints")
+        stream.send(1000)
+        second = jobs.start(stream.job, savepoint)
+        stream.arrive()
+        wait(lambda: jobs.status(second).completed_checkpoints > 1)
+        processes = psutil.Process().children(recursive=True)
+        mine = [each for each in processes if "feature_store.engines.flink_driver" in each.cmdline()]
+        family = [child for each in mine for child in [each, *each.children(recursive=True)]]
+    assert len(family) > 3
+    assert psutil.wait_procs(family, timeout=30)[1] == []
+    assert len(stream.kept()) == stream.sent
+    assert jobs.latest_checkpoint(second) is not None
+
+
+def test_flink_says_which_jar_it_needs(stream: Stream) -> None:
+    with FlinkJobs("embedded") as jobs, pytest.raises(SettingsError, match=r"no Kafka connector.*pipeline\.jars"):
+        jobs.start(stream.job)
+    nowhere = FlinkJobs("embedded", {"pipeline.jars": "/nowhere/*.jar"})
+    with nowhere as jobs, pytest.raises(SettingsError, match=r"there is no /nowhere/\*\.jar"):
+        jobs.start(stream.job)
+
+
+def test_an_address_is_one() -> None:
+    with pytest.raises(SettingsError, match='"flink:8081" is not where a Flink is'):
+        FlinkJobs("flink:8081")
