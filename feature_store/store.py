@@ -35,6 +35,7 @@ from feature_store.expressions.instants import instant, to_iso
 from feature_store.expressions.relations import Rows
 from feature_store.materialization.backfill import Backfill
 from feature_store.materialization.batch import Materializer, Report
+from feature_store.materialization.boundary import Boundary
 from feature_store.materialization.push import Destination, Pusher, receivers
 from feature_store.materialization.rollout import KEPT_FOR, Rollout
 from feature_store.materialization.sinks import Address
@@ -54,6 +55,7 @@ from feature_store.types import Column, Schema, Type
 
 if TYPE_CHECKING:
     from feature_store.engines.engine import Engine
+    from feature_store.engines.kafka import Topic
     from feature_store.storage.hbase_snapshots import HBaseSnapshots
     from feature_store.storage.offline import OfflineStore
 
@@ -445,6 +447,15 @@ class FeatureStore(Directory):
         self._drop_retired()
         return rows
 
+    def topic(self, source: str, name: str | None = None) -> Topic:
+        """The topic that a source reads, or one of another name at the same brokers."""
+        from feature_store.engines.kafka import Topic  # a driver that few repos need
+
+        kafka = self.catalog.kafka(source)
+        place = self.settings.kafka_place(source, kafka.brokers)
+        assert place.brokers is not None
+        return Topic(name or kafka.topic, place.brokers, place.conf_texts)
+
     def _drop_retired(self, kept_for: int = KEPT_FOR) -> None:
         """Drop the tables of versions that have not been served for so long (microseconds)."""
         self._rollout.drop_retired(lambda record: self._drop_tables([record]), kept_for)
@@ -454,7 +465,8 @@ class FeatureStore(Directory):
         return Rollout(self.registry, self.catalog, self._earlier)
 
     def _materializer(self, progress: Report | None) -> Materializer:
-        return Materializer(self.online_store, self.offline_store, self.registry, self._address_of, progress)
+        boundary = Boundary(self.registry.streams, self.offline_store, lambda source: self.topic(source).ranges())
+        return Materializer(self.online_store, self.offline_store, self.registry, boundary, self._address_of, progress)
 
     def _address_of(self, table: str) -> Address:
         uri = resolve_uri(self._own_store(table) or self.settings.online_store, self.root)

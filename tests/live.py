@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import yaml
 
 from feature_store import FeatureStore
 from feature_store.expressions.instants import to_datetime
@@ -30,7 +31,7 @@ source:
     - {{name: user_id, type: INT64}}
     - {{name: x, type: INT64}}
     - {{name: at, type: TIMESTAMP}}
-  stream: {{kafka: {{topic: {topic}}}, push: true, engine: kafka}}
+  stream: {{kafka: {{topic: {topic}}}, push: true, engine: {engine}}}
 ---
 feature_view:
   name: counts
@@ -131,10 +132,13 @@ def until(true: Callable[[], Any], seconds: float = 60) -> Any:
     return found
 
 
-def repository(folder: Path, kafka: KafkaServer, topic: str, more: str = "", online: str = "") -> FeatureStore:
-    settings = f"project: p\nkafka: {{brokers: '{kafka.url}', conf: {{session.timeout.ms: 6000}}}}\n"
-    (folder / "feature_store.yaml").write_text(settings + (f"online_store: {online}\n" if online else ""))
-    (folder / "views.yaml").write_text(VIEWS.format(topic=topic) + more)
+def repository(
+    folder: Path, kafka: KafkaServer, topic: str, engine: str = "kafka", settings: dict[str, Any] | None = None
+) -> FeatureStore:
+    place = {"brokers": kafka.url, "conf": {"session.timeout.ms": 6000}}
+    written = {"project": "p", "kafka": place} | (settings or {})
+    (folder / "feature_store.yaml").write_text(yaml.safe_dump(written))
+    (folder / "views.yaml").write_text(VIEWS.format(topic=topic, engine=engine))
     store = FeatureStore(folder)
     store.apply()
     return store

@@ -12,7 +12,7 @@ from feature_store.definitions.entity import Entity
 from feature_store.definitions.feature_view import FeatureView
 from feature_store.definitions.on_demand import OnDemandFeatureView
 from feature_store.definitions.service import FeatureService
-from feature_store.definitions.source import Source
+from feature_store.definitions.source import Kafka, Source
 from feature_store.errors import InvalidInputError, NotFoundError, nearest
 from feature_store.expressions.relations import Computed, Relation, Rows, ScheduledQuery
 from feature_store.types import Schema, Type
@@ -151,6 +151,15 @@ class Catalog:
         """Whether rows can be pushed to a source."""
         stream = self.sources[source].stream if source in self.sources else None
         return stream is not None and stream.push
+
+    def kafka(self, source: str) -> Kafka:
+        """The topic that a source reads; `InvalidInputError` if it reads none."""
+        stream = self.definition(Source, source).stream
+        if stream is None or stream.kafka is None:
+            raise InvalidInputError(
+                f'source "{source}" reads no topic', hint="Write in its definition stream: {kafka: {topic: NAME}}"
+            )
+        return stream.kafka
 
     def definitions(self, kind: type[D]) -> Mapping[str, D]:
         """The definitions of a kind by name, as they were applied."""

@@ -165,8 +165,9 @@ class FlinkJobs:
         self._wait_until_it_runs(identifier, job, timeout)
         return identifier
 
-    def stop(self, job: str, savepoints: str, *, timeout: float = 300) -> str:
-        """Ends a job when all that it has read is handled; the path of its savepoint, in the folder `savepoints`."""
+    def stop(self, job: str, savepoints: str | None, *, timeout: float = 300) -> str:
+        """Ends a job when all that it has read is handled; the path of its savepoint, in the folder `savepoints`, or in
+        that of the cluster's settings."""
         answer = self._post(f"/jobs/{job}/stop", {"targetDirectory": savepoints, "drain": False})
         ask = f"/jobs/{job}/savepoints/{answer['request-id']}"
         deadline = time.monotonic() + timeout

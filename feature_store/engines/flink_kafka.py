@@ -73,7 +73,8 @@ _LOGIN = (
     "sasl.kerberos.keytab",
 )
 _OF_THE_C_CLIENT = ("debug", "log_level", "log.connection.close", "socket.keepalive.enable", "statistics.interval.ms")
-"""What changes no message: left out."""
+_OF_GROUPS = ("session.timeout.ms", "heartbeat.interval.ms", "max.poll.interval.ms", "group.instance.id")
+"""What changes no message is left out; Flink's readers are no members of a group."""
 
 _UPPER = ("security.protocol", "sasl.mechanism")
 
@@ -94,7 +95,7 @@ def java_properties(brokers: str, conf: Mapping[str, str]) -> KafkaProperties:
         SettingsError: an option has no counterpart, or a file cannot be read.
     """
     options = _with_files(conf)
-    options = {name: value for name, value in options.items() if name not in _OF_THE_C_CLIENT}
+    options = {name: value for name, value in options.items() if name not in (*_OF_THE_C_CLIENT, *_OF_GROUPS)}
     if options.get("enable.ssl.certificate.verification") == "true":
         del options["enable.ssl.certificate.verification"]
     known = {*_BOTH, *_CONSUMER, *_PRODUCER, *_LOGIN}

@@ -72,6 +72,7 @@ class Materializer:
         online: OnlineStore,
         offline: OfflineStore,
         registry: Registry,
+        boundary: Boundary,
         address_of: AddressOf,
         report: Report | None,
     ) -> None:
@@ -79,7 +80,7 @@ class Materializer:
         self._address_of = address_of
         self._offline = offline
         self._registry = registry
-        self._boundary = Boundary(registry.streams, offline)
+        self._boundary = boundary
         self._report = report or (lambda view, done, total, rows: None)
 
     def between(self, bound: BoundView, engine: Engine, start: int, end: int) -> int:

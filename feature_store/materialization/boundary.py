@@ -1,13 +1,14 @@
 """The boundary between batch and stream: of each partition of a topic, up to which offset batch fills a view online.
 
-A stream that runs settles where it begins to fill a version of a view within seconds of knowing it; where none runs,
-it is where the log of the stream ends. Batch waits until the log has come as far, and leaves out what lies behind.
+A stream that runs settles where it begins to fill a version of a view within seconds of knowing it; a partition that it
+has had nothing from may be open longer, and begins where it ends. Where no stream runs, it is where the log ends. Batch
+waits until the log has come as far, and leaves out what lies behind.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 SILENT = 15 * SECOND
 """A worker that was not heard of for so long is not counted on."""
 
+_KNOWN_S = 6.0
+"""After so long every worker knows of a view that is applied."""
+
 _PATIENCE_S = 45.0
 _LOOK_EVERY_S = 0.2
 
@@ -36,6 +40,8 @@ class Boundary:
 
     streams: Streams
     offline: OfflineStore
+    ranges: Callable[[str], Mapping[int, tuple[int, int]]]
+    """The offsets that the topic of a source holds, from (the first) to (behind the last), by partition."""
 
     def before(self, bound: BoundView, epoch: str) -> BoundView:
         """The view as batch is to compute it online: over what no stream counts. Waits, for 45 s at most, until it is
@@ -54,17 +60,21 @@ class Boundary:
         log, state = StreamLog(self.offline, source), self.streams.get(source)
         if state is None and not self.offline.exists(log.table):
             return None
-        deadline = time.monotonic() + _PATIENCE_S
+        began = time.monotonic()
         while True:
             claims = {p: c for p, c in self.streams.claims(bound.name, bound.version).items() if c.epoch == epoch}
             reached = log.positions() | log.position_of(list(claims))
             open_ = {partition: at for partition, at in reached.items() if partition not in claims}
             if open_ and not self._runs(source):
-                claims = self.streams.claim(bound.name, bound.version, open_, epoch)
+                self.streams.claim(bound.name, bound.version, open_, epoch)
+                continue
+            if open_ and time.monotonic() - began > _KNOWN_S:
+                ends = {partition: end for partition, (_, end) in self.ranges(source).items() if partition in open_}
+                self.streams.claim(bound.name, bound.version, open_ | ends, epoch)
                 continue
             if not open_ and all(reached.get(partition, 0) >= claim.begin for partition, claim in claims.items()):
                 return claims
-            if time.monotonic() > deadline:
+            if time.monotonic() - began > _PATIENCE_S:
                 raise StoreUnavailableError(
                     f'feature view "{bound.name}": the stream of source "{source}" has not said where it begins, or '
                     "what it read before is not in its log yet",

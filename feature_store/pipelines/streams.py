@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from feature_store.definitions.catalog import BoundOnDemand
 from feature_store.definitions.source import Source
@@ -29,17 +29,23 @@ from feature_store.expressions.instants import SECOND, to_iso
 from feature_store.materialization.boundary import SILENT
 from feature_store.materialization.stream_log import StreamLog
 from feature_store.pipelines.stream_task import StreamTask
-from feature_store.pipelines.topics import dead_letters_of, group_of, kafka_of, topic_of
+from feature_store.pipelines.topics import dead_letters_of, group_of
 from feature_store.registry.leases import this_holder
 from feature_store.registry.records import StreamState, StreamWorker
 from feature_store.store import FeatureStore
 
+if TYPE_CHECKING:
+    from feature_store.engines.flink import Checkpoint
+    from feature_store.pipelines.stream_jobs import FlinkStream
+
 KAFKA, FLINK = "kafka", "flink"
 
 _LOOK_EVERY_S = 0.5
-_START_S, _STOP_S = 30.0, 60.0
+_JOB_EVERY_S = 5.0
+_START_S, _STOP_S = 120.0, 120.0
 
 Notice = Callable[[str], object]
+Failing = Callable[[FeatureStoreError | None], None]
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Streams:
                     raise NotFoundError(f'"{name}" is an on-demand view: no stream fills it', code="VIEW_NOT_FOUND")
                 inputs = [rows.name for rows in view.inputs]
             for source in inputs:
-                kafka_of(self.store, source)
+                self.store.catalog.kafka(source)
                 found[source] = None
         return list(found)
 
@@ -99,23 +105,27 @@ class Streams:
 
     def check(self, source: str) -> None:
         """`FeatureStoreError` where the topic is not there or may not be used; makes that of its dead letters."""
-        partitions = topic_of(self.store, source).check()
+        partitions = self.store.topic(source).check()
         dead_letters_of(self.store, source).create(partitions)
 
     def start(self, source: str, start: str | None = None) -> None:
-        """Have a stream run in the background: on this machine in a process of its own, or as a job of Flink's cluster.
-        Returns when it works; nothing happens where it runs already."""
+        """Have a stream run in the background: in a process of its own here, or as a job of a Flink cluster, where the
+        settings name one. Returns when it works; nothing happens where it runs already."""
         self.check(source)
-        if self._alive(source):
-            self.want(source, True, start)
+        state = self.want(source, True, start)
+        if state.engine == FLINK and not self._flink(source).is_embedded:
+            job = self._flink(source).start()
+            self.notice(f'the stream of "{source}" is job {job} of {self._flink(source).jobs.address}')
+        elif self._alive(source):
             self.notice(f'the stream of "{source}" runs already')
-            return
-        self.want(source, True, start)
-        self._spawn(source)
+        else:
+            self._spawn(source)
 
     def stop(self, source: str) -> None:
         """Have a stream end, and wait until it has; what it took is stored and landed then."""
-        self.want(source, False)
+        state = self.want(source, False)
+        if state.engine == FLINK and not self._flink(source).is_embedded:
+            self._flink(source).stop()
         deadline = time.monotonic() + _STOP_S
         while alive := self._alive(source):
             if time.monotonic() > deadline:
@@ -125,6 +135,11 @@ class Streams:
                     hint="It ends once its stores answer; see fs stream status",
                 )
             time.sleep(_LOOK_EVERY_S)
+
+    def _flink(self, source: str) -> FlinkStream:
+        from feature_store.pipelines.stream_jobs import FlinkStream  # what few repos need
+
+        return FlinkStream(self.store, source)
 
     def _alive(self, source: str) -> list[StreamWorker]:
         return [worker for worker in self.store.registry.streams.workers(source) if worker.silent < SILENT]
@@ -162,28 +177,57 @@ class Streams:
                 thread.join(0.2)
 
     def _work(self, source: str, stop: threading.Event) -> None:
-        from feature_store.engines.kafka import ConsumerGroup
-
         state = self.store.registry.streams.get(source)
-        task = StreamTask(self.store, source, this_holder(), latest=bool(state and state.start == "latest"))
-        ended = threading.Event()
+        ended, said = threading.Event(), list[str]()
         watch = threading.Thread(target=self._watch, args=(source, stop, ended), daemon=True)
         watch.start()
-        topic, dead_letters = topic_of(self.store, source), dead_letters_of(self.store, source)
-        said: list[str] = []
 
         def failing(error: FeatureStoreError | None) -> None:
-            task.failing(error)
             if error and [str(error)] != said:
                 self.notice(f"{source}: {error}")
             said[:] = [str(error)] if error else []
 
         try:
-            ConsumerGroup(topic, group_of(self.store, source), dead_letters, task).run(ended, failing)
+            if state is not None and state.engine == FLINK:
+                self._run_job(source, ended, failing)
+            else:
+                self._consume(source, ended, failing, latest=state is not None and state.start == "latest")
         finally:
             ended.set()
             watch.join()
+
+    def _consume(self, source: str, ended: threading.Event, failing: Failing, latest: bool) -> None:
+        from feature_store.engines.kafka import ConsumerGroup
+
+        task = StreamTask(self.store, source, this_holder(), latest)
+
+        def tell(error: FeatureStoreError | None) -> None:
+            task.failing(error)
+            failing(error)
+
+        try:
+            topic, dead_letters = self.store.topic(source), dead_letters_of(self.store, source)
+            ConsumerGroup(topic, group_of(self.store, source), dead_letters, task).run(ended, tell)
+        finally:
             task.close()
+
+    def _run_job(self, source: str, ended: threading.Event, failing: Failing) -> None:
+        """See to it that a stream's job runs: embedded here, or in a cluster, which may lose it. An embedded one ends
+        with a savepoint; one of a cluster goes on without us, unless the stream is stopped."""
+        stream = self._flink(source)
+        try:
+            while not ended.is_set():
+                try:
+                    if not stream.runs:
+                        self.notice(f"{source}: job {stream.start()} runs")
+                    failing(None)
+                except FeatureStoreError as error:
+                    failing(error)
+                ended.wait(_JOB_EVERY_S)
+            if stream.is_embedded:
+                stream.stop()
+        finally:
+            stream.close()
 
     def _watch(self, source: str, stop: threading.Event, ended: threading.Event) -> None:
         """End a worker when it is told to stop, or its stream is stopped."""
@@ -211,11 +255,14 @@ class Streams:
             lag = self._lag(source, alive)
         except FeatureStoreError as error:
             errors.append(str(error))
+        job = self._flink(source).status() if state and state.engine == FLINK else None
+        if job is not None and job.error:
+            errors.append(job.error)
         newest = max((worker.newest for worker in workers if worker.newest is not None), default=None)
         behind = max((worker.behind for worker in alive if worker.behind is not None), default=None)
         return {
             "source": source,
-            "topic": kafka_of(self.store, source).topic,
+            "topic": self.store.catalog.kafka(source).topic,
             "views": [view.name for view in self.store.receivers(source)],
             "engine": state.engine if state else self.engine_of(source),
             "state": _state(state, alive, errors),
@@ -228,11 +275,17 @@ class Streams:
             "bad": sum(worker.bad for worker in alive),
             "lost": sum(worker.lost for worker in alive),
             "error": errors[0] if errors else None,
+            "job": state.job.get("id") if job and state else None,
+            "job_state": job.state if job else None,
+            "restarts": job.restarts if job else None,
+            "checkpoints": job.completed_checkpoints if job else None,
+            "failed_checkpoints": job.failed_checkpoints if job else None,
+            "checkpoint": _shown(job.checkpoint) if job else None,
         }
 
     def _lag(self, source: str, alive: Sequence[StreamWorker]) -> int:
         """Messages of the topic that wait: behind what workers took, or else behind the log."""
-        ranges = topic_of(self.store, source).ranges()
+        ranges = self.store.topic(source).ranges()
         reached = StreamLog(self.store.offline_store, source).position_of(list(ranges))
         for worker in alive:
             reached |= {partition: max(at, reached.get(partition, 0)) for partition, at in worker.positions.items()}
@@ -259,6 +312,13 @@ def _state(state: StreamState | None, alive: Sequence[StreamWorker], errors: Seq
     if not alive:
         return "no worker"
     return "failing" if errors else "running"
+
+
+def _shown(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
+    if checkpoint is None:
+        return None
+    at = checkpoint.at.isoformat()
+    return {"at": at, "milliseconds": checkpoint.milliseconds, "bytes": checkpoint.size, "path": checkpoint.path}
 
 
 def _last_line(log: Path) -> str:

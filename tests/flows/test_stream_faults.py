@@ -104,7 +104,7 @@ def test_whatever_dies_every_acknowledged_event_counts_once(
     tmp_path: Path, kafka: KafkaServer, redis: RedisServer
 ) -> None:
     topic, chance = kafka.topic(3), random.Random(5)
-    live = Live(repository(tmp_path, kafka, topic, online=redis.url), kafka, topic)
+    live = Live(repository(tmp_path, kafka, topic, settings={"online_store": redis.url}), kafka, topic)
     load = Load(kafka, topic, 600)
     workers = [live.process(), live.process()]
 
@@ -147,7 +147,7 @@ def test_whatever_dies_every_acknowledged_event_counts_once(
             wait_for_more(chance.randrange(200, 1500))
             fault()
             if fault is pause_worker:  # a view that begins in the middle of it all
-                (tmp_path / "views.yaml").write_text(VIEWS.format(topic=topic) + LATER)
+                (tmp_path / "views.yaml").write_text(VIEWS.format(topic=topic, engine="kafka") + LATER)
                 live.store.apply()
         live.fs("stream", "bootstrap", "week")
         events = load.stop()

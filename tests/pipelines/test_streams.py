@@ -57,7 +57,7 @@ def test_a_new_view_has_its_past_from_batch_and_its_present_from_the_stream(live
     live.work()
     until(live.caught_up)
     live.send(made(300, 3, [MINUTE, 5 * HOUR], start=300))
-    (live.store.root / "views.yaml").write_text(VIEWS.format(topic=live.topic) + MORE)
+    (live.store.root / "views.yaml").write_text(VIEWS.format(topic=live.topic, engine="kafka") + MORE)
     live.store.apply()
     live.send(made(300, 3, [2 * MINUTE, 5 * HOUR], start=600))
     assert live.streams.bootstrap("day") > 0

@@ -1,0 +1,183 @@
+"""Streams as jobs of Flink: what its Python workers do, and how a job is submitted, looked at and ended.
+
+A job goes on from its savepoint or, where a cluster lost it, from its newest checkpoint. Both say no more than what was
+taken; what was not landed by then, workers read again (see `stream_task`).
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from feature_store.engines.flink import FlinkJobs, JobStatus, StreamJob
+from feature_store.engines.streams import Messages
+from feature_store.errors import ConflictError, FeatureStoreError, NotFoundError
+from feature_store.pipelines.stream_task import StreamTask
+from feature_store.pipelines.topics import dead_letters_of, group_of
+from feature_store.registry.records import StreamState
+from feature_store.store import FeatureStore
+
+FLINK = "flink"
+_HANDLER = f"{__name__}:open_worker"
+_PARALLELISM = "parallelism.default"
+_SAVEPOINTS = "execution.checkpointing.savepoint-dir"
+_CHECKPOINTS = "execution.checkpointing.dir"
+
+
+def open_worker(argument: str, name: str) -> _Worker:
+    """What a Python worker of Flink hands messages to; `argument` as `FlinkStream` writes it."""
+    return _Worker(json.loads(argument), name)
+
+
+class _Worker:
+    """A `StreamTask` over a store of its own, whose repository is no more than settings: definitions are in the
+    registry."""
+
+    def __init__(self, told: Mapping[str, Any], name: str) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="feature_store-stream-")
+        for path, text in told["files"].items():
+            file = Path(self._folder.name) / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+        self._store = FeatureStore(self._folder.name)
+        source = told["source"]
+        read = self._store.topic(source).read
+        self._task = StreamTask(self._store, source, name, read=read)
+
+    def handle(
+        self,
+        partitions: npt.NDArray[np.int32],
+        offsets: npt.NDArray[np.int64],
+        timestamps: npt.NDArray[np.int64],
+        keys: Sequence[bytes | None],
+        values: Sequence[bytes | None],
+    ) -> list[str | None]:
+        """As `engines.flink.Handler`."""
+        order = np.argsort(partitions, kind="stable")
+        messages = Messages(partitions.astype(np.int64), offsets, timestamps * 1000, keys, values).take(order)
+        try:
+            bad = self._task.handle(messages)
+        except FeatureStoreError as error:
+            self._task.failing(error)
+            raise
+        reasons: list[str | None] = [None] * len(values)
+        for at, reason in bad:
+            reasons[int(order[at])] = reason
+        return reasons
+
+    def close(self) -> None:
+        """Lands what was taken."""
+        self._task.close()
+        self._store.close()
+        self._folder.cleanup()
+
+
+@dataclass
+class FlinkStream:
+    """The job of one source's stream, on the Flink that the settings name."""
+
+    store: FeatureStore
+    source: str
+
+    def __post_init__(self) -> None:
+        place = self.store.settings.engine_place(FLINK)
+        conf = dict(place.conf_texts)
+        if place.is_embedded:
+            conf = {_CHECKPOINTS: (self._folder / "checkpoints").as_uri()} | conf
+        self._conf = conf
+        self.jobs = FlinkJobs("embedded" if place.is_embedded else place.master, conf)
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether Flink runs in this process, and ends with it."""
+        return self.jobs.is_embedded
+
+    @property
+    def _folder(self) -> Path:
+        return self.store.root / "data" / "streams" / self.source
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is a job that has not ended."""
+        job = self._state.job.get("id")
+        return job is not None and not self.jobs.status(job).has_ended
+
+    def start(self) -> str:
+        """Submit the job, unless it runs; its id."""
+        state = self._state
+        job = state.job.get("id")
+        if job and self.runs:
+            return str(job)
+        savepoint = state.job.get("savepoint") or (job and self.jobs.latest_checkpoint(job))
+        started = self.jobs.start(self._job(), savepoint)
+        self._save(id=started, address=self.jobs.address, savepoint=None)
+        return started
+
+    def stop(self) -> None:
+        """End the job with a savepoint; nothing happens where it has ended."""
+        if not self.runs:
+            return
+        job = self._state.job["id"]
+        default = (self._folder / "savepoints").as_uri() if self.is_embedded else None
+        self._save(savepoint=self.jobs.stop(job, self._conf.get(_SAVEPOINTS, default)))
+
+    def status(self) -> JobStatus | None:
+        """How the job is, wherever it runs; None if there is none, or its Flink does not answer."""
+        job, address = self._state.job.get("id"), self._state.job.get("address")
+        if job is None or address is None:
+            return None
+        with suppress(FeatureStoreError):
+            return FlinkJobs(address, self._conf).status(job)
+        return None
+
+    def close(self) -> None:
+        """End an embedded Flink."""
+        self.jobs.close()
+
+    @property
+    def _state(self) -> StreamState:
+        state = self.store.registry.streams.get(self.source)
+        if state is None:
+            raise NotFoundError(f'no stream of source "{self.source}" was ever started', hint="Run: fs stream start")
+        return state
+
+    def _save(self, **job: Any) -> None:
+        while True:
+            state = self._state
+            try:
+                self.store.registry.streams.save(replace(state, job={**state.job, **job}))
+                return
+            except ConflictError:
+                continue
+
+    def _job(self) -> StreamJob:
+        topic, settings = self.store.topic(self.source), self.store.settings
+        written = yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True), sort_keys=False)
+        files = {"feature_store.yaml": written.replace("${", "$${"), **self._schema()}
+        return StreamJob(
+            name=f"{self.store.project}: {self.source}",
+            topic=topic.name,
+            brokers=topic.brokers,
+            group=group_of(self.store, self.source),
+            dead_letters=dead_letters_of(self.store, self.source).name,
+            handler=_HANDLER,
+            argument=json.dumps({"source": self.source, "files": files}),
+            parallelism=int(self._conf.get(_PARALLELISM, 1)),
+            conf=topic.conf,
+        )
+
+    def _schema(self) -> dict[str, str]:
+        """The file of an Avro schema, which workers read beside the settings."""
+        path = self.store.catalog.kafka(self.source).avro_schema
+        if path is None or not (self.store.root / path).is_file():
+            return {}
+        return {path: (self.store.root / path).read_text(encoding="utf-8")}

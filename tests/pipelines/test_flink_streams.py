@@ -1,0 +1,57 @@
+"""Streams on Flink, on a session cluster and embedded: started, stopped and looked at by the command line."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from feature_store.expressions.instants import DAY, HOUR, MINUTE, to_datetime
+from tests.jars import jars
+from tests.live import Live, made, repository, until
+from tests.servers import FlinkCluster, KafkaServer
+
+pytest.importorskip("pyflink")
+pytestmark = pytest.mark.timeout(600)
+
+FEATURES = ["counts:n", "counts:total", "counts:newest", "latest:x", "latest:twice"]
+
+
+@pytest.fixture(params=["cluster", "embedded"])
+def live(request: pytest.FixtureRequest, tmp_path: Path, kafka_server: KafkaServer, kafka_topic: str) -> Iterator[Live]:
+    conf = {"pipeline.jars": f"{jars('flink')}/*.jar"}
+    master = "embedded"
+    if request.param == "cluster":
+        cluster: FlinkCluster = request.getfixturevalue("flink_cluster")
+        master, conf = cluster.url, conf | {"execution.checkpointing.savepoint-dir": (tmp_path / "saved").as_uri()}
+    flink = {"master": master, "conf": conf | {"parallelism.default": 2}}
+    store = repository(tmp_path, kafka_server, kafka_topic, engine="flink", settings={"engines": {"flink": flink}})
+    live = Live(store, kafka_server, kafka_topic)
+    yield live
+    live.fs("stream", "stop")
+    live.store.close()
+
+
+def test_a_stream_on_flink_goes_on_where_it_was_stopped(live: Live) -> None:
+    live.fs("stream", "start")
+    live.send([{"id": 1, "user_id": 0, "x": 5, "at": to_datetime(time.time_ns() // 1000).isoformat()}])
+    until(lambda: live.online(["counts:n"], 1)["n"] == [1])
+    live.send([*made(300, 5, [MINUTE, 30 * MINUTE, 3 * HOUR, 2 * DAY, 6 * DAY]), b"not JSON"])
+    until(live.caught_up)
+    (status,) = json.loads(live.fs("stream", "status", "counts", "--json"))
+    assert (status["engine"], status["job_state"], status["restarts"], status["bad"]) == ("flink", "RUNNING", 0, 1)
+    live.fs("stream", "stop", "counts")
+    live.send(made(300, 5, [MINUTE, 3 * HOUR], start=300))
+    (status,) = json.loads(live.fs("stream", "status", "--json"))
+    assert status["state"] == "stopped" and status["lag_events"] == 300
+    live.fs("stream", "start", "clicks")
+    until(live.caught_up)
+    live.fs("stream", "stop")
+    found, past = live.online(FEATURES, 5), live.history(FEATURES, 5)
+    assert found == {name: past[name] for name in found}
+    assert sum(found["total"]) == 5 + sum(range(600))
+    letters = live.kafka.messages(f"{live.topic}.dead-letters")
+    assert [letter.value() for letter in letters] == [b"not JSON"]
