@@ -52,7 +52,20 @@ source:
   timestamp: at
   created: seen_at
 ---
+source:
+  name: changes
+  path: data/events
+  timestamp: at
+  created: seen_at
+  deleted: gone
+  stream: {push: true}
+---
 feature_views:
+  - name: present
+    entities: [user]
+    source: changes
+    features: [{name: last_item, type: INT64, column: item, default: -9}]
+    ttl: 9d
   - name: latest
     entities: [user]
     source: events
@@ -95,7 +108,7 @@ on_demand_feature_view:
     - {name: rate, type: FLOAT64, expression: "c1h / c7d", default: 0.5}
     - {name: worth, type: FLOAT64, expression: "price * bid"}
 ---
-feature_service: {name: everything, features: [latest, moving, daily, queried, mixed]}
+feature_service: {name: everything, features: [present, latest, moving, daily, queried, mixed]}
 """
 
 
@@ -108,6 +121,7 @@ class Row:
     price: float | None
     item: int | None
     kind: str | None
+    gone: bool | None
     batch: int  # 0..2: the file it comes in; 3: pushed
 
     @property
@@ -117,8 +131,8 @@ class Row:
 
 rows = st.lists(
     st.builds(
-        lambda user, step, fine, lag, price, item, kind, batch: Row(
-            0, user, START + step * HOUR + fine, lag * MINUTE, price, item, kind, batch
+        lambda user, step, fine, lag, price, item, kind, gone, batch: Row(
+            0, user, START + step * HOUR + fine, lag * MINUTE, price, item, kind, gone, batch
         ),
         st.sampled_from(USERS),
         st.integers(0, 40 * 24),
@@ -127,6 +141,7 @@ rows = st.lists(
         st.one_of(st.none(), st.floats(-1e6, 1e6), st.just(float("nan"))),
         st.one_of(st.none(), st.integers(-5, 5)),
         st.one_of(st.none(), st.sampled_from(["a", "b", "Ä", ""])),
+        st.sampled_from([None, False, True]),
         st.integers(0, 3),
     ),
     max_size=25,
@@ -176,8 +191,9 @@ def _arrive(store: FeatureStore, root: Path, found: list[Row], order: list[int],
         if batch < 3:
             _write(root, f"part{batch}", part)
         elif part:
-            store.push("events", _table(part), to="online_and_offline")
-            store.push("events", _table(part), to="online_and_offline")
+            for _ in range(2):
+                store.push("events", _table(part).drop_columns(["gone"]), to="online_and_offline")
+                store.push("changes", _table(part), to="online_and_offline")
         if turn == 0:
             store.materialize(_time(START), _time(max(START, at - 5 * DAY)))
         elif turn % 2:
@@ -222,6 +238,10 @@ def _expected(found: list[Row], at: int) -> dict[str, tuple[Any, str]]:
     files = [row for row in found if row.batch < 3]
     midnight = at // DAY * DAY
     out: dict[str, tuple[Any, str]] = {}
+    changes = [Seen(row.at, (row.item,), row.seen_at, bool(row.gone)) for row in found]
+    how, last = latest(changes, at, 9 * DAY)
+    item = last.values[0] if last and how == "FOUND" else None
+    out["last_item"] = (-9, "NULL_VALUE" if how == "FOUND" else how) if item is None else (item, "PRESENT")
     price, kind = _latest(found, at)
     out["price"], out["kind"] = price, kind if kind[1] == "PRESENT" else ("none", kind[1])
     for name, function, column, length, hop, default in (
@@ -284,6 +304,7 @@ def _table(found: list[Row]) -> pa.Table:
             "price": pa.array([row.price for row in found], pa.float64()),
             "item": pa.array([row.item for row in found], pa.int64()),
             "kind": pa.array([row.kind for row in found], pa.string()),
+            "gone": pa.array([row.gone for row in found], pa.bool_()),
         }
     )
 
