@@ -121,23 +121,27 @@ class Seen:
     time: int
     values: tuple[Any, ...]
     created: int = NO_CREATED
+    deletes: bool = False
 
 
 def latest(rows: Iterable[Seen], at: int, ttl: int | None = None, as_known: bool = False) -> tuple[str, Seen | None]:
-    """The row visible at T and how it is: FOUND (its own nulls tell PRESENT from NULL_VALUE), NOT_FOUND, or
-    OUTSIDE_MAX_AGE with the row that is too old."""
+    """The row visible at T and how it is: FOUND (its own nulls tell PRESENT from NULL_VALUE), NOT_FOUND (there is none,
+    or one that deletes the key), or OUTSIDE_MAX_AGE with the row that is too old."""
     seen = [row for row in rows if row.time <= at and (not as_known or row.created <= at)]
     if not seen:
         return "NOT_FOUND", None
     row = max(seen, key=_order)
+    if row.deletes:
+        return "NOT_FOUND", None
     return ("OUTSIDE_MAX_AGE" if ttl is not None and row.time < at - ttl else "FOUND"), row
 
 
 def _order(row: Seen) -> tuple[Any, ...]:
-    """(event time, created), then the values in declared order, nulls lowest."""
+    """(event time, created), rows that delete last, then the values in declared order, nulls lowest."""
     return (
         row.time,
         row.created,
+        row.deletes,
         *((value is not None, value) if value is not None else (False,) for value in row.values),
     )
 

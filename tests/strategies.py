@@ -116,6 +116,8 @@ _topics = st.builds(
     format=st.just("avro"),
     avro_schema=st.sampled_from([None, {"type": "record", "name": "\u7528"}, "schemas/a.avsc", '["null"]']),
     schema_registry=st.sampled_from([None, True]),
+    time_unit=st.sampled_from(["s", "ms", "us"]),
+    envelope=st.sampled_from([None, "debezium"]),
     brokers=_brokers,
 )
 _streams = st.builds(
@@ -128,6 +130,7 @@ sources = st.builds(
     path=_filled,
     timestamp=_filled,
     created=st.none() | _filled,
+    deleted=st.none() | _filled,
     columns=_unique(st.builds(SourceColumn, name=texts, type=types), least=0),
     unique=st.lists(texts, max_size=2),
     stream=st.none() | _streams,

@@ -92,6 +92,8 @@ class _SourceReader:
     def _rows(self, source: Source) -> Rows:
         columns = source.columns
         rows = rows_of(source, self.root, self.offline, _declared_columns(source))
+        if columns:
+            self._check_columns(source, rows.schema)
         if columns and not (rows.path or rows.table):
             return rows
         try:
@@ -104,22 +106,23 @@ class _SourceReader:
             return rows  # as it was recorded: not there when it was applied
         if not columns:
             rows = rows_of(source, self.root, self.offline, actual)
+            self._check_columns(source, actual)
         for index, column in enumerate(columns):
             if column.name not in actual:
                 self._missing(source, column.name, actual, "columns", index, "name")
-        self._check_columns(source, rows.schema)
         return rows
 
     def _check_columns(self, source: Source, schema: Schema) -> None:
-        for key in ("timestamp", "created"):
+        times = ("TIMESTAMP", "DATE")
+        for key, kinds in (("timestamp", times), ("created", times), ("deleted", ("BOOL",))):
             column = getattr(source, key)
             if column is None:
                 continue
             type_ = schema.get(column)
             if type_ is None:
                 self._missing(source, column, schema, key)
-            elif type_.kind not in ("TIMESTAMP", "DATE"):
-                message = f'column "{column}" is {type_}, not TIMESTAMP or DATE'
+            elif type_.kind not in kinds:
+                message = f'column "{column}" is {type_}, not {" or ".join(kinds)}'
                 raise self.declared.error(source, message, key, hint="Declare its type under columns:, or convert it")
         for index, column in enumerate(source.unique):
             if column not in schema:

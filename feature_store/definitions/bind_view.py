@@ -12,11 +12,13 @@ from feature_store.definitions.checks import Declared
 from feature_store.definitions.conversions import converted, converts, expression, placed, some
 from feature_store.definitions.defaults import raw_default
 from feature_store.definitions.feature_view import Aggregation, FeatureView
+from feature_store.definitions.source import Source
 from feature_store.definitions.versions import version
 from feature_store.errors import DefinitionError, FeatureStoreError, nearest
 from feature_store.expressions.aggregates import result_type
 from feature_store.expressions.queries import BoundQuery, bind_query
 from feature_store.expressions.relations import (
+    DELETED,
     Computed,
     LatestRow,
     Relation,
@@ -26,7 +28,7 @@ from feature_store.expressions.relations import (
     Window,
     Windows,
 )
-from feature_store.expressions.scalars import Ref, Scalar
+from feature_store.expressions.scalars import Literal, Ref, Scalar, call
 from feature_store.types import BOOL, Column, Schema, Type
 
 
@@ -111,7 +113,7 @@ def bind_view(declared: Declared, view: FeatureView, rows: Mapping[str, Rows], t
         assert view.source
         binder = _ViewBinder(declared, view, rows[view.source], keys)
         binder.check_keys()
-        relation = _bind_rows(binder, bool(declared.sources[view.source].stream), timezone)
+        relation = _bind_rows(binder, declared.sources[view.source], timezone)
     features = _outputs(view, relation)
     digest = version(view, relation, keys, features, declared.sources)
     return BoundView(view, relation, keys, features, _defaults(declared, view, features), digest)
@@ -124,13 +126,19 @@ def _outputs(view: FeatureView, relation: Relation) -> Schema:
     return Schema(tuple(Column(field.name, field.type) for field in view.features))
 
 
-def _bind_rows(binder: _ViewBinder, has_stream: bool, timezone: str) -> LatestRow | Windows:
+def _bind_rows(binder: _ViewBinder, source: Source, timezone: str) -> LatestRow | Windows:
     view = binder.view
+    if view.aggregations and source.deleted:
+        message = f'it cannot aggregate source "{source.name}", whose rows may be deleted (deleted: {source.deleted})'
+        hint = "Aggregate a source of events, which happen once; of a source with deletes the latest row can be read"
+        raise binder.declared.error(view, message, "source", hint=hint)
     if view.aggregations:
         windows = tuple(binder.window(item, index) for index, item in enumerate(view.aggregations))
-        schedule = None if has_stream else Schedule(view.schedule or "daily", timezone)
+        schedule = None if source.stream else Schedule(view.schedule or "daily", timezone)
         return Windows(binder.rows, binder.keys, windows, schedule)
     values = tuple(binder.value(field, index) for index, field in enumerate(view.features))
+    if source.deleted:
+        values = (Computed(DELETED, call("coalesce", [Ref(BOOL, source.deleted), Literal(BOOL, False)])), *values)
     return LatestRow(binder.rows, binder.keys, values, int(view.ttl) if view.ttl else None)
 
 

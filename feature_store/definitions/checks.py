@@ -181,7 +181,7 @@ def _check_source(declared: Declared, source: Source) -> None:
     if not source.columns:
         return
     names = [column.name for column in source.columns]
-    for key in ("timestamp", "created"):
+    for key in ("timestamp", "created", "deleted"):
         column = getattr(source, key)
         if column and column not in names:
             raise declared.error(source, f'no column "{column}"', key, hint=nearest(column, names))

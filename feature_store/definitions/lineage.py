@@ -29,7 +29,7 @@ class Point:
 @dataclass(frozen=True, slots=True)
 class Edge:
     """One column's way into another. `role` is what it does there: value, where (it decides which rows count), key,
-    timestamp, created, expression, or served."""
+    timestamp, created, deleted, expression, or served."""
 
     source: Point
     target: Point
@@ -74,6 +74,8 @@ def _of_view(view: BoundView) -> Iterator[Edge]:
         uses: list[tuple[Iterable[str], str]] = [(scalar.columns, role) for role, scalar in scalars if scalar]
         uses.append((relation.keys.names, "key"))
         uses += [((column,), role) for role, column in _times(relation) if column]
+        if isinstance(relation, LatestRow) and relation.deletes:
+            uses.append((relation.values[0].scalar.columns, "deleted"))
         for columns, role in uses:
             for column in sorted(columns):
                 yield Edge(Point("source", relation.rows.name, column), target, role)
@@ -82,7 +84,7 @@ def _of_view(view: BoundView) -> Iterator[Edge]:
 def _scalars(relation: LatestRow | Windows) -> Iterator[tuple[str, list[tuple[str, Scalar | None]]]]:
     """Each feature with the expressions that make it, by role."""
     if isinstance(relation, LatestRow):
-        for value in relation.values:
+        for value in relation.features:
             yield value.name, [("value", value.scalar)]
     else:
         for window in relation.windows:

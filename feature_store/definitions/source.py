@@ -54,12 +54,17 @@ class Kafka(Strict):
     it, or with `schema_registry`, each message begins with the id of its schema in the registry of the settings;
     then `avro_schema`, if there is one, is what they are read as: it has defaults for what older schemas lack.
     Messages that cannot be taken go to the topic `dead_letters`, by default the topic's name with .dead-letters.
+
+    `time_unit` is what a number counts where a TIMESTAMP is wanted. With `envelope` a message is a change of a row, as
+    Debezium tells it: the columns are those of the row after it, or, of a row that was deleted, before.
     """
 
     topic: Annotated[str, AfterValidator(_topic)]
     format: Literal["json", "avro"] = "json"
     avro_schema: Annotated[str | None, BeforeValidator(_avro_schema)] = None
     schema_registry: bool | None = None
+    time_unit: Literal["s", "ms", "us"] = "s"
+    envelope: Literal["debezium"] | None = None
     brokers: Brokers | None = None
     dead_letters: Annotated[str | None, AfterValidator(lambda value: value and _topic(value))] = None
 
@@ -113,7 +118,8 @@ class Source(Definition):
     """Rows with an event time: files (Parquet, CSV, Delta) under `path`, a metastore `table`, a stream, or several.
 
     `columns` declares names and types; without it they are read from the files. `unique` names the columns that
-    identify an event: rows equal in them count once, however often they arrive.
+    identify an event: rows equal in them count once, however often they arrive. A row in which the column `deleted`
+    is true deletes its key: it is not found from then on, until a later row.
     """
 
     kind: ClassVar[str] = "source"
@@ -122,6 +128,7 @@ class Source(Definition):
     table: str | None = None
     timestamp: str | None = None
     created: str | None = None
+    deleted: str | None = None
     columns: tuple[SourceColumn, ...] = ()
     unique: tuple[str, ...] = ()
     stream: Stream | None = None

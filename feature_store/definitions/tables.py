@@ -10,9 +10,9 @@ from __future__ import annotations
 from feature_store.definitions.catalog import BoundView
 from feature_store.expressions.aggregates import tile_schema
 from feature_store.expressions.instants import SECOND
-from feature_store.expressions.relations import LatestRow, ScheduledQuery, Windows
+from feature_store.expressions.relations import DELETED, LatestRow, ScheduledQuery, Windows
 from feature_store.storage.online import Key, Table
-from feature_store.types import BYTES, INT64, STRING, Schema
+from feature_store.types import BOOL, BYTES, INT64, STRING, Column, Schema
 
 _ONE_ROW = Schema.of(view=STRING, version=STRING)
 
@@ -23,8 +23,10 @@ def marker_key(bound: BoundView) -> Key:
 
 
 def latest_table(bound: BoundView) -> Table:
-    """One packed row a key: the features of a view over columns."""
-    return Table(bound.table, bound.keys, bound.features)
+    """One packed row a key: the features of a view over columns and, where rows may be deleted, whether it is."""
+    deletes = isinstance(bound.relation, LatestRow) and bound.relation.deletes
+    values = Schema((*bound.features, Column(DELETED, BOOL))) if deletes else bound.features
+    return Table(bound.table, bound.keys, values)
 
 
 def tile_table(bound: BoundView, level: int) -> Table:

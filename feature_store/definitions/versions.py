@@ -20,6 +20,8 @@ def version(
     written: dict[str, Any] = {"keys": _pairs(keys), "features": _pairs(features)}
     if isinstance(relation, LatestRow):
         written["values"] = [(field.column, field.expression) for field in view.features]
+        if deleted := sources[relation.rows.name].deleted:
+            written["deleted"] = deleted
     elif isinstance(relation, Windows):
         written["windows"] = [
             (window.function, window.n, window.length, window.hop, item.column, item.where, _type(window))

@@ -35,7 +35,7 @@ def latest_as_of(
     session: Any, relation: LatestRow, spine: pa.Table, names: Collection[str], as_known: bool
 ) -> pa.Table:
     """For each row of `spine` (key columns, EVENT_TIME in microseconds) the latest row at its time: `names`, and as
-    EVENT_TIME the time of the row found, all null where there is none. A ttl is not looked at.
+    EVENT_TIME the time of the row found, all null where there is none, or one that deletes. A ttl is not looked at.
 
     With `as_known`, of rows created by then; the metadata's `hidden` counts the others."""
     facts = Facts(session, relation.rows, relation.keys, [each.scalar for each in relation.values])
@@ -50,10 +50,14 @@ def latest_as_of(
         f"FROM (SELECT DISTINCT {listed([facts.keys, *identity])} FROM matched)"
     )
     chosen = {each.name: n for n, each in enumerate(relation.values) if each.name in names}
-    rows = _fetched(session, facts, identity, [TIME, *(facts.short_values[n] for n in chosen.values())])
+    deleted = facts.short_values[:1] if relation.deletes else []
+    rows = _fetched(session, facts, identity, [TIME, *(facts.short_values[n] for n in chosen.values()), *deleted])
     using = listed([facts.keys, *identity])
     where = session.sql(f"SELECT __pos, __w FROM matched JOIN winners USING ({using})").to_arrow_table()
     places = _Places.of(spine.num_rows, rows["__w"].to_numpy(), where["__pos"].to_numpy(), where["__w"].to_numpy())
+    if deleted:
+        places = places.without(rows[deleted[0]].to_numpy())
+        rows = rows.drop_columns(deleted)
     with ThreadPoolExecutor(_TAKERS) as pool:  # a column is taken on one core
         found = pool.map(lambda column: places.take(rows[column]), rows.column_names[1:])
         out = {EVENT_TIME: next(found)}
@@ -201,6 +205,10 @@ class _Places:
         index, found = np.zeros(size, np.int64), np.zeros(size, np.bool_)
         index[position], found[position] = place[wanted], True
         return cls(index, found)
+
+    def without(self, rows: Bools) -> _Places:
+        """The places where none of these rows stand."""
+        return _Places(self._rows, self._found & ~rows[self._rows]) if len(rows) else self
 
     def take(self, column: pa.ChunkedArray) -> pa.Array:
         """The values of a fetched column, null where no row stands."""

@@ -83,8 +83,9 @@ class Engine(Protocol):
         self, relation: LatestRow | Windows, spine: pa.Table, names: Collection[str], as_known: bool = False
     ) -> pa.Table:
         """For each row of `spine` (the key columns, and EVENT_TIME as T; a key may be null), in its order: the values
-        `names` and EVENT_TIME of the row found (null: none; too old is not looked at here). With `as_known` only rows
-        with created <= T count, and the schema metadata `hidden` says how many rows were not seen for that."""
+        `names` and EVENT_TIME of the row found (null: none, or one that deletes; too old is not looked at here). With
+        `as_known` only rows with created <= T count, and the schema metadata `hidden` says how many rows were not seen
+        for that."""
 
     def compute(self, table: pa.Table, columns: Mapping[str, Scalar]) -> pa.Table:
         """`table` with computed columns appended, row by row in order."""

@@ -185,7 +185,8 @@ class Joins:
         found = _running(_together(fact, asking, len(keys), self._spread, sampled), len(keys))
         named = {each.name: n for n, each in enumerate(relation.values)}
         fields = [f"{_FOUND}.{TIME} AS {EVENT_TIME}", *(f"{_FOUND}.__v{named[n]} AS {quoted(n)}" for n in names)]
-        struct = f"CASE WHEN {_FOUND} IS NOT NULL THEN struct({', '.join(fields)}) END AS {quoted(into)}"
+        there = f"{_FOUND} IS NOT NULL{f' AND NOT {_FOUND}.__v0' if relation.deletes else ''}"
+        struct = f"CASE WHEN {there} THEN struct({', '.join(fields)}) END AS {quoted(into)}"
         return found.selectExpr(f"{_SPINE}.*", struct)
 
     def _windows(

@@ -50,14 +50,32 @@ class Computed:
         return self.scalar.type
 
 
+DELETED = "__deleted"
+"""The value, never null, that says of a row whether it deletes its key."""
+
+
 @dataclass(frozen=True, slots=True)
 class LatestRow:
-    """At T: of the rows of a key with event time <= T, the one with the greatest (event time, created, values...)."""
+    """At T: of the rows of a key with event time <= T, the one with the greatest (event time, created, values...).
+
+    The first of `values` may be `DELETED`: of rows of one time those that delete win. Where it is true there is no row
+    at T; but it is stored, so that it hides the earlier ones.
+    """
 
     rows: Rows
     keys: Schema
     values: tuple[Computed, ...]
     ttl: int | None = None
+
+    @property
+    def deletes(self) -> bool:
+        """Whether a row may say that its key is deleted."""
+        return bool(self.values) and self.values[0].name == DELETED
+
+    @property
+    def features(self) -> tuple[Computed, ...]:
+        """The values that are read."""
+        return self.values[1:] if self.deletes else self.values
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -79,9 +79,11 @@ class Events:
         return {EVENT_TIME: pa.array(self.times), CREATED: pa.array(self.created)}
 
     def latest(self, keys: Schema, values: Sequence[Computed]) -> pa.Table:
-        """Each event as a row of a view over columns."""
+        """Each event as a row of a view over columns; one that lacks a key is none."""
         computed = {value.name: self.computed(value.scalar) for value in values}
-        return pa.table(self.keys(keys) | computed | self.stamps())
+        of_keys = self.keys(keys)
+        table = pa.table(of_keys | computed | self.stamps())
+        return table.filter(reduce(pc.and_, map(pc.is_valid, of_keys.values())))
 
 
 def identities(events: Events, index: Ints | None = None) -> list[bytes]:
@@ -107,10 +109,10 @@ def _digest(text: str) -> bytes:
 
 
 def scalars_of(view: BoundView) -> list[Scalar]:
-    """The expressions over a source's columns that a view computes with."""
+    """The expressions over a source's columns that a view computes its features with."""
     relation = view.relation
     if isinstance(relation, LatestRow):
-        return [value.scalar for value in relation.values]
+        return [value.scalar for value in relation.features]
     if isinstance(relation, Windows):
         return [scalar for window in relation.windows for scalar in (window.value, window.where) if scalar]
     return []
@@ -145,7 +147,7 @@ def _wrong_ones(events: Events, scalar: Scalar) -> Iterator[int]:
 
 
 def columns_of(view: BoundView) -> set[str]:
-    """The source columns that a view computes with."""
+    """The source columns that a view computes its features with."""
     return {name for scalar in scalars_of(view) for name in scalar.columns}
 
 

@@ -1,20 +1,14 @@
-"""Messages of a topic as rows of its source: JSON objects, or Avro records, bare or behind the id of their schema.
+"""Messages of a topic as rows of its source: JSON objects or Avro records, or changes of rows that Debezium tells in
+either.
 
-A message is read as POST /push reads a row. What cannot be read is told with its reason and spoils nothing else: whole
-columns are converted at once, and only a column that holds something odd is gone through value by value.
+A message is read as POST /push reads a row. What cannot be read is told with its reason and spoils nothing else.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
-from decimal import Decimal
-from io import BytesIO
-from itertools import chain
 from typing import Any, Protocol
-from uuid import UUID
 
 import numpy as np
 import orjson
@@ -22,27 +16,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_store.definitions.source import Source
-from feature_store.errors import InvalidInputError, MissingExtraError, NotFoundError, SourceError
-from feature_store.expressions.instants import DAY, SECOND
+from feature_store.errors import InvalidInputError
 from feature_store.expressions.ranges import Ints
 from feature_store.expressions.relations import Rows
+from feature_store.materialization.avro import avro_reader
 from feature_store.materialization.events import micros
+from feature_store.materialization.message_values import UNITS, ValueReader
 from feature_store.materialization.push import odd_times
-from feature_store.storage.rows import to_arrow
-from feature_store.types import FLOAT64, TIMESTAMP, Column, Type
-from feature_store.values import EARLIEST, LATEST, read_value
+from feature_store.types import TIMESTAMP
 
-_ID = 5
-"""Bytes before a record in the format of Confluent's serializers: a zero, and the id of its schema."""
-
-_NONE = {type(None)}
-_PLAIN: dict[str, set[type]] = {
-    "INT32": {int}, "INT64": {int}, "FLOAT32": {int, float}, "FLOAT64": {int, float}, "STRING": {str}, "BYTES": {bytes},
-    "BOOL": {bool}, "TIMESTAMP": {datetime}, "DATE": {date}, "DECIMAL": {Decimal},
-}  # fmt: skip
-"""What needs no more than a look at its range, which Arrow has."""
-
-_NOT_PLAIN = (pa.ArrowException, ValueError, TypeError, OverflowError)
+_OP, _DELETED, _SOURCE_TIME = "__op", "__deleted", "__source_ts_ms"
+"""Columns that a source may have of a change that Debezium tells: what it is, whether it deletes, and when it was made
+in the database, in milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +61,14 @@ class Decoder:
         assert source.stream and source.stream.kafka and rows.timestamp
         kafka = source.stream.kafka
         self._rows, self._timestamp = rows, rows.timestamp
-        self._json = kafka.format == "json"
-        self._reader = _JsonReader() if self._json else _avro_reader(source, avro_schema, schemas)
+        of_json = kafka.format == "json"
+        self._reader: _Reader = _JsonReader() if of_json else avro_reader(source, avro_schema, schemas)
+        self._change = _changed if kafka.envelope else None
+        self._columns = []
+        for column in rows.schema:
+            unit = "ms" if kafka.envelope and column.name == _SOURCE_TIME else kafka.time_unit
+            as_text = column.name == source.deleted
+            self._columns.append(ValueReader(column, of_json, UNITS[unit], as_text))
 
     def decode(self, values: Sequence[bytes | None], produced: Ints, now: int) -> Decoded:
         """The rows of messages; one without a value (a tombstone) has none. `produced` says when each came into the
@@ -85,20 +76,24 @@ class Decoder:
         found: list[dict[str, Any]] = []
         places: list[int] = []
         bad: dict[int, str] = {}
-        read = self._reader.read
+        read, change = self._reader.read, self._change
         for place, value in enumerate(values):
             if value is None:
                 continue
             try:
                 row = read(value)
+                if change and type(row) is dict:
+                    row = change(row)
+                    if row is None:
+                        continue
             except InvalidInputError as error:
-                bad[place] = _one_line(error)
+                bad[place] = " ".join(str(error).split())
                 continue
             if type(row) is dict:
                 found.append(row)
                 places.append(place)
             else:
-                bad[place] = f"it is {_A.get(type(row), type(row).__name__)}, not an object with a value a column"
+                bad[place] = f"it is {_SHOWN.get(type(row), type(row).__name__)}, not an object with a value a column"
         return self._table(found, np.array(places, np.int64), bad, produced, now)
 
     def _table(
@@ -106,8 +101,9 @@ class Decoder:
     ) -> Decoded:
         faults: dict[int, str] = {}
         arrays = []
-        for column in self._rows.schema:
-            array, misfits = self._column(column, [row.get(column.name) for row in found])
+        for reader in self._columns:
+            name = reader.column.name
+            array, misfits = reader.read([row.get(name) for row in found])
             arrays.append(array)
             faults = misfits | faults
         table = pa.table(arrays, schema=self._rows.schema.arrow)
@@ -118,32 +114,6 @@ class Decoder:
             good = np.setdiff1d(np.arange(len(places)), list(faults))
             table, places = table.take(pa.array(good)), places[good]
         return Decoded(table, places, tuple(sorted(bad.items())))
-
-    def _column(self, column: Column, values: list[Any]) -> tuple[pa.Array, dict[int, str]]:
-        """The values of a column, null where one is not of its type, and which those are and why."""
-        try:
-            return _plain(column.type, values), {}
-        except _NOT_PLAIN:
-            pass
-        read, faults = [], {}
-        for row, value in enumerate(values):
-            try:
-                read.append(self._value(column.type, value))
-            except InvalidInputError as error:
-                read.append(None)
-                faults[row] = _one_line(error, column)
-        return to_arrow(read, column.type), faults
-
-    def _value(self, type_: Type, value: Any) -> Any:
-        """A raw row value."""
-        if type_.item is not None and isinstance(value, list):
-            return [self._value(type_.item, item) for item in value]
-        if isinstance(value, UUID) and type_.kind == "STRING":
-            return str(value)
-        if isinstance(value, str) and not self._json and (type_.kind == "BYTES" or type_.is_float):
-            # Text stands for bytes and NaN where JSON has no other way to write them; Avro has.
-            raise InvalidInputError(f"a string is not a {type_}")
-        return read_value(type_, value)
 
     def _time_faults(self, table: pa.Table, now: Ints) -> dict[int, str]:
         name = self._timestamp
@@ -163,143 +133,24 @@ class _JsonReader:
             raise InvalidInputError(f"it is not JSON: {error}" if message else "it is empty") from None
 
 
-def _avro_reader(source: Source, avro_schema: str | None, schemas: Callable[[int], str] | None) -> _Reader:
-    assert source.stream and source.stream.kafka
-    schema = None
-    if avro_schema is not None:
-        try:
-            schema = _avro_schema(avro_schema)
-        except InvalidInputError as error:
-            raise SourceError(f'source "{source.name}": avro_schema: {error}') from None
-    if not source.stream.kafka.uses_registry:
-        return _AvroReader(schema, None)
-    if schemas is None:
-        raise SourceError(
-            f'source "{source.name}": its messages begin with the id of a schema, and no schema registry is known',
-            hint="Write in feature_store.yaml kafka: {schema_registry: http://host:8081}",
-        )
-    return _AvroReader(schema, schemas)
-
-
-class _AvroReader:
-    """Records of one schema or, with `schemas`, behind the id of that which each is written with; these are read as
-    `schema` where there is one."""
-
-    def __init__(self, schema: Any | None, schemas: Callable[[int], str] | None) -> None:
-        fastavro = _fastavro()
-        self._schema, self._schemas = schema, schemas
-        self._written: dict[int, Any] = {}
-        self._record, self._unresolved = fastavro.schemaless_reader, fastavro.read.SchemaResolutionError
-
-    def read(self, message: bytes) -> Any:
-        stream = BytesIO(message)
-        if self._schemas is None:
-            return self._read(stream, len(message), self._schema, None)
-        head = stream.read(_ID)
-        if len(head) < _ID or head[0] != 0:
-            raise InvalidInputError("it does not begin with a zero and 4 bytes with the id of its schema")
-        id_ = int.from_bytes(head[1:], "big")
-        written = self._written.get(id_) or self._fetched(id_, self._schemas)
-        try:
-            return self._read(stream, len(message), written, self._schema)
-        except InvalidInputError as error:
-            raise InvalidInputError(f"schema {id_}: {error}") from None
-
-    def _read(self, stream: BytesIO, end: int, written: Any, schema: Any | None) -> Any:
-        try:
-            record = self._record(stream, written, schema)
-        except self._unresolved as error:
-            raise InvalidInputError(f"it cannot be read as avro_schema: {_reason(error)}") from None
-        except Exception as error:  # damaged bytes raise whatever they lead to: EOFError, KeyError, OverflowError
-            raise InvalidInputError(f"it is no record of its schema: {_reason(error)}") from None
-        if stream.tell() != end:
-            raise InvalidInputError(f"{end - stream.tell()} bytes follow the record: it is of another schema")
-        return record
-
-    def _fetched(self, id_: int, schemas: Callable[[int], str]) -> Any:
-        try:
-            written = _avro_schema(schemas(id_))
-        except NotFoundError as error:  # not kept: the registry may learn of it
-            raise InvalidInputError(str(error)) from None
-        except InvalidInputError as error:
-            raise InvalidInputError(f"schema {id_}: {error}") from None
-        self._written[id_] = written
-        return written
-
-
-def _avro_schema(text: str) -> Any:
-    """A parsed schema; `InvalidInputError` if it is none."""
-    fastavro = _fastavro()
-    wrong = (fastavro.schema.SchemaParseException, fastavro.schema.UnknownType)
-    try:
-        return fastavro.parse_schema(json.loads(text))
-    except (*wrong, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise InvalidInputError(f"it is no Avro schema: {_reason(error)}") from None
-
-
-def _fastavro() -> Any:
-    try:
-        import fastavro.read
-        import fastavro.schema
-    except ImportError:
-        raise MissingExtraError("kafka", "reading Avro") from None
-    return fastavro
-
-
-def _plain(type_: Type, values: list[Any]) -> pa.Array:
-    """A column of values that are what they should be, without a look at each; one of `_NOT_PLAIN` if some may not be.
-    What it gives is what `read_value` gives."""
-    kinds = set(map(type, values)) - _NONE
-    if not kinds:
-        return pa.nulls(len(values), type_.arrow)
-    if type_.item is not None:
-        return _plain_lists(type_, values, kinds)
-    if kinds == {UUID} and type_.kind == "STRING":
-        return pa.array([None if value is None else str(value) for value in values], type_.arrow)
-    if kinds <= _PLAIN[type_.kind]:
-        return _float32(pa.array(values, FLOAT64.arrow)) if type_.kind == "FLOAT32" else pa.array(values, type_.arrow)
-    if type_ == TIMESTAMP and kinds == {str}:
-        return _within(_times(pa.array(values, pa.string())), EARLIEST, LATEST)
-    if type_ == TIMESTAMP and kinds == {int}:
-        times = pc.multiply_checked(pa.array(values, pa.int64()), SECOND)
-        return _within(times.cast(type_.arrow), EARLIEST, LATEST)
-    if type_.kind == "DATE" and kinds == {str}:
-        return _within(pa.array(values, pa.string()).cast(type_.arrow), EARLIEST // DAY, LATEST // DAY)
-    raise TypeError
-
-
-def _plain_lists(type_: Type, values: list[Any], kinds: set[type]) -> pa.Array:
-    if kinds != {list}:
-        raise TypeError
-    assert type_.item is not None
-    items = _plain(type_.item, list(chain.from_iterable(filter(None, values))))
-    ends = np.cumsum([0, *(len(value or ()) for value in values)])
-    nulls = pa.array([value is None for value in values])
-    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), items, mask=nulls)
-
-
-def _times(texts: pa.Array) -> pa.Array:
-    """Texts that all tell their zone, or none does: they are UTC."""
-    try:
-        return texts.cast(TIMESTAMP.arrow)
-    except pa.ArrowInvalid:
-        return pc.assume_timezone(texts.cast(pa.timestamp("us")), "UTC")
-
-
-def _float32(values: pa.Array) -> pa.Array:
-    """The nearest numbers of 32 bits; `OverflowError` beyond them."""
-    rounded = values.cast(pa.float32(), safe=False)
-    if not pc.is_inf(rounded).equals(pc.is_inf(values)):
-        raise OverflowError
-    return rounded
-
-
-def _within(values: pa.Array, first: int, last: int) -> pa.Array:
-    """Dates and times of the years 1 to 9999; `OverflowError` beyond them."""
-    bounds = pc.min_max(values.view(pa.int32() if pa.types.is_date32(values.type) else pa.int64()))
-    if bounds["min"].as_py() < first or bounds["max"].as_py() > last:
-        raise OverflowError
-    return values
+def _changed(change: dict[str, Any]) -> dict[str, Any] | None:
+    """The row that a change leaves, or takes away; None where there is only a tombstone in a wrapper."""
+    if "payload" in change and "schema" in change:
+        if change["payload"] is None:
+            return None
+        change = change["payload"]
+    op = change.get("op") if type(change) is dict else None
+    if op == "t":
+        raise InvalidInputError("the table was truncated: no keys are told, so none can be deleted")
+    if op not in ("c", "r", "u", "d"):
+        raise InvalidInputError(f"it is no change of a row: its op is {op!r}, not one of c, r, u, d")
+    side = "before" if op == "d" else "after"
+    row, source = change.get(side), change.get("source")
+    if type(row) is not dict:
+        hint = "Let the database tell rows before a change (REPLICA IDENTITY)" if op == "d" else None
+        raise InvalidInputError(f'its op is "{op}", and there is no row {side} it', hint=hint)
+    at = source.get("ts_ms") if type(source) is dict else None
+    return {**row, _OP: op, _DELETED: op == "d", _SOURCE_TIME: at}
 
 
 def _filled(table: pa.Table, created: str | None, produced: Ints) -> pa.Table:
@@ -314,16 +165,4 @@ def _filled(table: pa.Table, created: str | None, produced: Ints) -> pa.Table:
     return table.set_column(at, field, pc.coalesce(table[created], times.cast(field.type, safe=False)))
 
 
-_A = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "a bool", type(None): "null"}
-
-
-def _one_line(error: InvalidInputError, column: Column | None = None) -> str:
-    text = f'column "{column.name}": {error}' if column else str(error)
-    return " ".join(text.split())
-
-
-def _reason(error: Exception) -> str:
-    """What a library says, short; a message that ends too early it does not put in words."""
-    if isinstance(error, (EOFError, IndexError)):
-        return "it ends too early"
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+_SHOWN = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "a bool", type(None): "null"}

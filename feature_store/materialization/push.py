@@ -23,7 +23,7 @@ from feature_store.errors import InvalidInputError, NotFoundError, nearest
 from feature_store.expressions.aggregates import aggregate_of, distinct, fragment_item
 from feature_store.expressions.instants import DAY, MINUTE, to_iso
 from feature_store.expressions.ranges import Ints
-from feature_store.expressions.relations import LatestRow, Rows, Window, Windows
+from feature_store.expressions.relations import DELETED, LatestRow, Rows, Window, Windows
 from feature_store.frames import conform, read_table
 from feature_store.materialization.events import Events, columns_of, identities, micros, scalars_of
 from feature_store.storage.online import CREATED, EVENT_TIME, ITEM, NO_CREATED, OnlineStore, Table
@@ -176,8 +176,15 @@ def _takes(earlier: BoundView, rows: Rows, given: Collection[str]) -> bool:
     for then in earlier.inputs:
         if then.name == rows.name and replace(then, schema=rows.schema) == rows:
             used = {*earlier.keys.names, *columns_of(earlier)}
-            return used <= set(given) and all(then.schema.get(name) == rows.schema.get(name) for name in used)
+            read = used | _deleted_by(earlier)
+            return used <= set(given) and all(then.schema.get(name) == rows.schema.get(name) for name in read)
     return False
+
+
+def _deleted_by(bound: BoundView) -> frozenset[str]:
+    """The source's column that deletes: it may be missing."""
+    relation = bound.relation
+    return relation.values[0].scalar.columns if isinstance(relation, LatestRow) and relation.deletes else frozenset()
 
 
 def _finished(bound: BoundView, data: pa.Table) -> pa.Table:
@@ -195,6 +202,8 @@ def _finished(bound: BoundView, data: pa.Table) -> pa.Table:
     out = {column.name: rows[column.name] for column in (*bound.keys, *bound.features)}
     out[EVENT_TIME] = rows[names[0]].cast(pa.int64())
     out[CREATED] = pc.fill_null(rows[names[1]].cast(pa.int64()), NO_CREATED)
+    if relation.deletes:
+        out[DELETED] = pa.repeat(pa.scalar(False), rows.num_rows)
     return pa.table(out)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from feature_store.definitions.catalog import BoundView
 from feature_store.definitions.tables import is_snapshot, latest_table, snapshot_table, tile_table
 from feature_store.expressions.aggregates import WindowReader, tile_item
-from feature_store.expressions.relations import LatestRow, Windows
+from feature_store.expressions.relations import DELETED, LatestRow, Windows
 from feature_store.expressions.visibility import MISSING, Status, status
 from feature_store.retrieval.response import Cells
 from feature_store.storage.online import Row, Table
@@ -46,17 +46,21 @@ class Lookup(Protocol):
 
 
 class LatestLookup:
-    """The row of a view over columns."""
+    """The row of a view over columns; none where it says that its key is deleted."""
 
     absent: Row | None = None
 
     def __init__(self, bound: BoundView, relation: LatestRow) -> None:
         self.reads = (latest_table(bound),)
-        self.names = bound.features.names
+        self.names = self.reads[0].values.names
         self.ttl = relation.ttl
+        self._deleted = self.names.index(DELETED) if relation.deletes else None
 
     def rows(self, answers: Answers, marker: Row | None, now: int) -> Sequence[Row | None]:
-        return answers[0]
+        place = self._deleted
+        if place is None:
+            return answers[0]
+        return [None if row is None or row.values[place] else row for row in answers[0]]
 
 
 class SnapshotLookup:

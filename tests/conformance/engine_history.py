@@ -14,7 +14,7 @@ import pytest
 from feature_store.engines.engine import Engine
 from feature_store.expressions.aggregates import COVERED, WindowReader, item_time, tile_schema
 from feature_store.expressions.instants import DAY, HOUR, MINUTE
-from feature_store.expressions.relations import LatestRow, Schedule, Windows
+from feature_store.expressions.relations import DELETED, LatestRow, Schedule, Windows
 from feature_store.storage.online import CREATED, EVENT_TIME, ITEM, NO_CREATED
 from feature_store.types import INT64, STRING, TIMESTAMP, Schema
 from tests import oracle
@@ -67,10 +67,11 @@ def by_key(made: Sequence[Event]) -> dict[int | None, list[Event]]:
 class HistoryConformance:
     """An engine's answers about the past. Subclasses give the fixture `engine`."""
 
+    @pytest.mark.parametrize("deleted", [None, "ok"])
     @pytest.mark.parametrize("corrected", [True, False])
     @pytest.mark.parametrize("as_known", [True, False])
     def test_the_latest_row_as_of_a_time_is_the_oracles(
-        self, engine: Engine, tmp_path: Path, as_known: bool, corrected: bool
+        self, engine: Engine, tmp_path: Path, as_known: bool, corrected: bool, deleted: str | None
     ) -> None:
         rng = random.Random(as_known * 2 + corrected)
         made = events(rng, 60)
@@ -78,12 +79,12 @@ class HistoryConformance:
         facts = source(write(tmp_path / "rows", made, 2), created="created" if corrected else None)
         made = made if corrected else unknown_created(made)
         names = [*reversed(VALUES.names)]
-        found = engine.as_of(latest(facts), spine(*questions), names, as_known)
+        found = engine.as_of(latest(facts, deleted=deleted), spine(*questions), names, as_known)
         assert found.column_names == [*names, EVENT_TIME]
         assert [found.schema.field(name).type for name in names] == [
             VALUES.select([n]).columns[0].type.arrow for n in names
         ]
-        told = {key: seen(of_key, key) for key, of_key in by_key(made).items()}
+        told = {key: seen(of_key, key, deleted) for key, of_key in by_key(made).items()}
         for (key, at), answer in zip(questions, raw(found, types_of(VALUES)), strict=True):
             _, row = oracle.latest(told.get(key, []), at, as_known=as_known)
             if row is None:
@@ -96,6 +97,21 @@ class HistoryConformance:
             hidden = [e for e in late if any(k == e.key and e.at <= t < e.created for k, t in questions)]
             assert found.schema.metadata == {b"hidden": str(len(hidden)).encode()}
             assert bool(hidden) == corrected
+
+    def test_rows_that_delete_are_latest_rows(self, engine: Engine, tmp_path: Path) -> None:
+        """Stored, they hide what was before them; of rows of one time they win."""
+        made = [
+            event(1, 5, n=1), event(1, 7, n=2, ok=True), event(2, 5, n=3, ok=True), event(2, 5, n=4),
+            event(3, 5, ok=True), event(3, 6, n=6, ok=False), event(4, 5, n=7),
+        ]  # fmt: skip
+        relation = latest(source(write(tmp_path / "rows", made), created=None), "n", deleted="ok")
+        found = engine.latest(relation, None, 9).read().read_all().sort_by("user_id")
+        assert found.column_names == ["user_id", DELETED, "n", EVENT_TIME, CREATED]
+        assert found[DELETED].to_pylist() == [True, True, False, False]
+        assert found["n"].to_pylist() == [2, 3, 6, 7]
+        past = engine.as_of(relation, spine((1, 6), (1, 7), (2, 9), (3, 5), (3, 6), (4, 9), (9, 9)), ["n"])
+        assert past["n"].to_pylist() == [1, None, None, None, 6, 7, None]
+        assert past[EVENT_TIME].to_pylist() == [5, None, None, None, 6, 5, None]
 
     def test_the_latest_rows_are_the_oracles(self, engine: Engine, tmp_path: Path) -> None:
         rng = random.Random(5)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from feature_store.expressions.aggregates import result_type
 from feature_store.expressions.algebra import TABLE as FUNCTIONS
 from feature_store.expressions.instants import DAY, HOUR, MINUTE, instant
-from feature_store.expressions.relations import Computed, LatestRow, Rows, Window
+from feature_store.expressions.relations import DELETED, Computed, LatestRow, Rows, Window
 from feature_store.expressions.scalars import bind
 from feature_store.storage.online import EVENT_TIME, NO_CREATED
 from feature_store.types import (
@@ -151,9 +151,11 @@ def source(path: Path | str | None, schema: Schema = SCHEMA, **changes: Any) -> 
     return Rows("events", schema, path=None if path is None else str(path), **options)
 
 
-def latest(rows: Rows, *names: str, keys: Schema = KEYS) -> LatestRow:
-    """The latest row, with columns or expressions."""
-    return LatestRow(rows, keys, tuple(Computed(name, bind(name, rows.schema)) for name in names or VALUES.names))
+def latest(rows: Rows, *names: str, keys: Schema = KEYS, deleted: str | None = None) -> LatestRow:
+    """The latest row, with columns or expressions; `deleted` is the column that deletes."""
+    first = [Computed(DELETED, bind(f"coalesce({deleted}, false)", rows.schema))] if deleted else []
+    values = [Computed(name, bind(name, rows.schema)) for name in names or VALUES.names]
+    return LatestRow(rows, keys, (*first, *values))
 
 
 def spine(*rows: tuple[int | None, int]) -> pa.Table:
@@ -256,10 +258,15 @@ def _comparable(value: Any) -> Any:
 # Latest rows
 
 
-def seen(made: Iterable[Event], key: int | None) -> list[oracle.Seen]:
+def seen(made: Iterable[Event], key: int | None, deleted: str | None = None) -> list[oracle.Seen]:
     """Of a key. NaN, the greatest number, and lists are told to the oracle as such."""
     return [
-        oracle.Seen(each.at, tuple(map(_ordered, each.values)), NO_CREATED if each.created is None else each.created)
+        oracle.Seen(
+            each.at,
+            tuple(map(_ordered, each.values)),
+            NO_CREATED if each.created is None else each.created,
+            bool(deleted and each.value(deleted)),
+        )
         for each in made
         if each.key == key and each.at is not None
     ]

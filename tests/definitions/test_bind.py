@@ -12,9 +12,11 @@ from feature_store.definitions import Definition, Entity, FeatureView, Field, So
 from feature_store.definitions.bind import Catalog, bind
 from feature_store.definitions.catalog import FeatureRef
 from feature_store.definitions.files import load_text
+from feature_store.definitions.lineage import lineage
+from feature_store.definitions.tables import latest_table
 from feature_store.errors import DefinitionError, Location, SourceError
 from feature_store.expressions.instants import DAY, HOUR, MINUTE
-from feature_store.expressions.relations import LatestRow, Rows, Schedule, ScheduledQuery, Windows
+from feature_store.expressions.relations import DELETED, LatestRow, Rows, Schedule, ScheduledQuery, Windows
 from feature_store.expressions.scalars import Ref
 from feature_store.types import (
     BOOL,
@@ -36,6 +38,7 @@ SCHEMAS = {
     "dim_user": Schema.of(user_id=INT64, at=TIMESTAMP, age=INT32, price=FLOAT32, name=STRING, paid=decimal(10, 2)),
     "clicks": Schema.of(user_id=INT64, ad_id=STRING, at=TIMESTAMP, price=FLOAT64, dt=DATE),
     "live": Schema.of(user_id=INT64, at=TIMESTAMP, price=FLOAT64),
+    "dims": Schema.of(user_id=INT64, at=TIMESTAMP, price=FLOAT64, gone=BOOL),
 }
 BASE = """\
 entities: [{name: user, join_key: user_id}, {name: ad, join_key: ad_id, type: STRING}]
@@ -128,6 +131,28 @@ def test_a_view_over_columns_is_a_latest_row() -> None:
     assert view.features == Schema.of(age=INT64, cents=decimal(12, 3), adult=BOOL)
     assert relation.ttl == 90 * DAY
     assert view.defaults == {"age": -1}
+
+
+def test_rows_may_delete_their_key() -> None:
+    """The value that says so is the first of the relation, the last of the online table, and no feature."""
+    text = BASE + (
+        "source: {name: dims, path: p, timestamp: at%s}\n"
+        "feature_view: {name: v, entities: [user], source: dims, features: [{name: price, type: FLOAT64}]}\n"
+        "---\nfeature_view: {name: q, entities: [user], features: [{name: n, type: INT64}], schedule: daily, "
+        "sql: 'SELECT user_id, COUNT(*) AS n FROM dims GROUP BY user_id'}"
+    )
+    plain, deletes = bound(text % ""), bound(text % ", deleted: gone")
+    view = deletes.views["v"]
+    assert isinstance(view.relation, LatestRow)
+    assert [value.name for value in view.relation.values] == [DELETED, "price"]
+    assert (view.relation.values[0].type, view.relation.values[0].scalar.columns) == (BOOL, {"gone"})
+    assert view.features == Schema.of(price=FLOAT64)
+    assert latest_table(view).values.names == ("price", DELETED)
+    assert latest_table(plain.views["v"]).values.names == ("price",)
+    assert view.version != plain.views["v"].version
+    assert deletes.views["q"].version == plain.views["q"].version
+    roles = {(edge.source.column, edge.role) for edge in lineage(deletes, "v")}
+    assert roles == {("price", "value"), ("user_id", "key"), ("at", "timestamp"), ("gone", "deleted")}
 
 
 def test_aggregations_are_windows() -> None:
@@ -296,6 +321,26 @@ MISTAKES = {
         "source:\n  name: live\n  path: p\n  timestamp: price",
         'source "live": column "price" is FLOAT64, not TIMESTAMP or DATE. Declare its type under columns:, or convert '
         "it (f.yaml:4)",
+    ),
+    "a deleted that is not there": (
+        "source:\n  name: live\n  path: p\n  timestamp: at\n  deleted: prize",
+        'source "live": no column "prize". Did you mean "price"? (f.yaml:5)',
+    ),
+    "a deleted that says neither yes nor no": (
+        "source:\n  name: live\n  path: p\n  timestamp: at\n  deleted: price",
+        'source "live": column "price" is FLOAT64, not BOOL. Declare its type under columns:, or convert it (f.yaml:5)',
+    ),
+    "a stream without files, of which a column is of a wrong type": (
+        "source:\n  name: s\n  timestamp: at\n  stream: {push: true}\n  deleted: gone\n  columns:\n"
+        "  - {name: at, type: TIMESTAMP}\n  - {name: gone, type: STRING}",
+        'source "s": column "gone" is STRING, not BOOL. Declare its type under columns:, or convert it (f.yaml:5)',
+    ),
+    "aggregates of rows that may be deleted": (
+        "source: {name: dims, path: p, timestamp: at, deleted: gone}\nentity: {name: user, join_key: user_id}\n"
+        "feature_view:\n  name: v\n  entities: [user]\n  source: dims\n"
+        "  aggregations: [{name: n, function: count, window: 1h}]",
+        'feature view "v": it cannot aggregate source "dims", whose rows may be deleted (deleted: gone). Aggregate a '
+        "source of events, which happen once; of a source with deletes the latest row can be read (f.yaml:6)",
     ),
     "an unknown unique column": (
         "source:\n  name: live\n  path: p\n  timestamp: at\n  unique: [user_id, prize]",

@@ -59,7 +59,20 @@ source:
   timestamp: at
   created: seen_at
 ---
+source:
+  name: changes
+  path: data/events
+  timestamp: at
+  created: seen_at
+  deleted: gone
+  stream: {push: true, kafka: {topic: changes}}
+---
 feature_views:
+  - name: present
+    entities: [user]
+    source: changes
+    features: [{name: last_item, type: INT64, column: item, default: -9}]
+    ttl: 9d
   - name: latest
     entities: [user]
     source: events
@@ -102,7 +115,7 @@ on_demand_feature_view:
     - {name: rate, type: FLOAT64, expression: "c1h / c7d", default: 0.5}
     - {name: worth, type: FLOAT64, expression: "price * bid"}
 ---
-feature_service: {name: everything, features: [latest, moving, daily, queried, mixed]}
+feature_service: {name: everything, features: [present, latest, moving, daily, queried, mixed]}
 """
 
 
@@ -115,6 +128,7 @@ class Row:
     price: float | None
     item: int | None
     kind: str | None
+    gone: bool | None
     batch: int  # 0..2: the file it comes in; 3: pushed; 4: streamed
 
     @property
@@ -124,8 +138,8 @@ class Row:
 
 rows = st.lists(
     st.builds(
-        lambda user, step, fine, lag, price, item, kind, batch: Row(
-            0, user, START + step * HOUR + fine, lag * MINUTE, price, item, kind, batch
+        lambda user, step, fine, lag, price, item, kind, gone, batch: Row(
+            0, user, START + step * HOUR + fine, lag * MINUTE, price, item, kind, gone, batch
         ),
         st.sampled_from(USERS),
         st.integers(0, 40 * 24),
@@ -134,6 +148,7 @@ rows = st.lists(
         st.one_of(st.none(), st.floats(-1e6, 1e6), st.just(float("nan"))),
         st.one_of(st.none(), st.integers(-5, 5)),
         st.one_of(st.none(), st.sampled_from(["a", "b", "Ä", ""])),
+        st.sampled_from([None, False, True]),
         st.integers(0, 4),
     ),
     max_size=25,
@@ -187,10 +202,12 @@ def _arrive(store: FeatureStore, root: Path, found: list[Row], order: list[int],
         if batch < 3:
             _write(root, f"part{batch}", part)
         if batch == 3 and part:
-            store.push("events", _table(part), to="online_and_offline")
-            store.push("events", _table(part), to="online_and_offline")
+            for _ in range(2):
+                store.push("events", _table(part).drop_columns(["gone"]), to="online_and_offline")
+                store.push("changes", _table(part), to="online_and_offline")
         if batch == 4:
-            _stream(store, part, order, at)
+            for source in ("events", "changes"):
+                _stream(store, source, part, order, at)
         if turn == 0:
             store.materialize(_time(START), _time(max(START, at - 5 * DAY)))
         elif turn % 2:
@@ -198,14 +215,14 @@ def _arrive(store: FeatureStore, root: Path, found: list[Row], order: list[int],
     store.materialize_incremental(_time(at))
 
 
-def _stream(store: FeatureStore, found: list[Row], order: list[int], at: int) -> None:
+def _stream(store: FeatureStore, source: str, found: list[Row], order: list[int], at: int) -> None:
     """Each row as two messages of its partition, in an order of its own, taken in batches by workers of which all but
     the last die before they have landed anything."""
     rows = sorted([*found, *found], key=lambda row: (row.id * 7 + order[0]) % 5)
     topic = [Messages.of(_messages([row for row in rows if row.id % 2 == half]), half, produced=at) for half in (0, 1)]
     ranges = {half: (0, len(messages)) for half, messages in enumerate(topic)}
     for last in (False, True):
-        task = StreamTask(store, "events", "worker", clock=lambda: at)
+        task = StreamTask(store, source, "worker", clock=lambda: at)
         starts = task.assigned(ranges)
         for half, messages in enumerate(topic):
             for first in range(starts[half], len(messages), 1 + order[1]):
@@ -227,6 +244,7 @@ def _messages(found: list[Row]) -> list[bytes]:
                 "price": "NaN" if row.price != row.price else row.price,
                 "item": row.item,
                 "kind": row.kind,
+                "gone": row.gone,
             }
         ).encode()
         for row in found
@@ -270,6 +288,10 @@ def _expected(found: list[Row], at: int) -> dict[str, tuple[Any, str]]:
     files = [row for row in found if row.batch < 3]
     midnight = at // DAY * DAY
     out: dict[str, tuple[Any, str]] = {}
+    changes = [Seen(row.at, (row.item,), row.seen_at, bool(row.gone)) for row in found]
+    how, last = latest(changes, at, 9 * DAY)
+    item = last.values[0] if last and how == "FOUND" else None
+    out["last_item"] = (-9, "NULL_VALUE" if how == "FOUND" else how) if item is None else (item, "PRESENT")
     price, kind = _latest(found, at)
     out["price"], out["kind"] = price, kind if kind[1] == "PRESENT" else ("none", kind[1])
     for name, function, column, length, hop, default in (
@@ -332,6 +354,7 @@ def _table(found: list[Row]) -> pa.Table:
             "price": pa.array([row.price for row in found], pa.float64()),
             "item": pa.array([row.item for row in found], pa.int64()),
             "kind": pa.array([row.kind for row in found], pa.string()),
+            "gone": pa.array([row.gone for row in found], pa.bool_()),
         }
     )
 

@@ -60,13 +60,14 @@ def decoder(
     avro: Any = None,
     schemas: Callable[[int], str] | None = None,
     created: str | None = None,
+    deleted: str | None = None,
     **kafka: Any,
 ) -> Decoder:
     columns = [SourceColumn(name=column.name, type=column.type) for column in schema]
     if avro is not None or schemas is not None:
         kafka |= {"format": "avro", "avro_schema": avro, "schema_registry": schemas is not None}
     stream = Stream(kafka=Kafka(topic="t", **kafka))
-    source = Source(name="s", timestamp="at", created=created, columns=columns, stream=stream)
+    source = Source(name="s", timestamp="at", created=created, deleted=deleted, columns=columns, stream=stream)
     rows = Rows("s", schema, timestamp="at", created=created, streamed="stream/s")
     return Decoder(source, rows, None if avro is None else json.dumps(avro), schemas)
 
@@ -249,6 +250,106 @@ def test_a_row_was_created_when_its_message_came_into_the_topic(type_: Type) -> 
         found = made.decode(messages, produced, now).rows["seen"].to_pylist()
         expected = [datetime(2026, 2, 28, 12, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)]
         assert found == (expected if type_ == TIMESTAMP else [each.date() for each in expected])
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("s", 1), ("ms", 1000), ("us", 1_000_000)])
+def test_numbers_are_times_in_a_unit(unit: str, factor: int) -> None:
+    schema = Schema.of(at=TIMESTAMP, seen=array(TIMESTAMP), day=DATE)
+    made, seconds = decoder(schema, time_unit=unit), 1_771_934_400
+    good = text(at=seconds * factor, seen=[factor, 2 * factor, AT], day=20_000)
+    found = decode(made, [good, text(at=seconds * factor, day=None)])
+    assert found.bad == ()
+    row = {
+        "at": datetime(2026, 2, 24, 12, tzinfo=UTC),
+        "seen": [datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC), datetime(1970, 1, 1, 0, 0, 2, tzinfo=UTC), instant_of(AT)],
+        "day": date(2024, 10, 4),
+    }
+    assert found.rows.to_pylist() == [row, row | {"seen": None, "day": None}]
+    name = {"s": "seconds", "ms": "milliseconds", "us": "microseconds"}[unit]
+    bad = decode(made, [text(seen=[10**12 * factor]), text(seen=["soon"]), text(seen=[True]), text(day=10**8), good])
+    reasons = [told for _, told in bad.bad]
+    for reason, value in zip(reasons, (10**12 * factor, '"soon"', "True"), strict=False):
+        assert reason.startswith(f'column "seen": {value} is not a TIMESTAMP. Give {name} since the epoch, or ISO 8601')
+    assert reasons[3].startswith('column "day": 100000000 is not a DATE')
+    assert bad.rows.to_pylist() == [row]
+    if unit != "s":  # a fraction would be one of a second
+        assert decode(made, [text(at=1.5)]).bad[0][1].startswith('column "at": 1.5 is not a TIMESTAMP')
+
+
+@pytest.mark.parametrize("odd", [None, "no", 1])
+def test_what_deletes_may_be_text(odd: Any) -> None:
+    schema = Schema.of(gone=BOOL, other=BOOL, at=TIMESTAMP)
+    made = decoder(schema, deleted="gone")
+    found = decode(made, [text(gone=gone) for gone in ("true", True, "false", False, None, odd)])
+    assert found.rows["gone"].to_pylist() == [True, True, False, False, None] + ([None] if odd is None else [])
+    assert [place for place, _ in found.bad] == ([] if odd is None else [5])
+    assert len(decode(made, [text(other="true")]).bad) == 1
+
+
+MADE_MS = 1_771_934_400_123
+
+
+def change(op: str, before: Any, after: Any, **changes: Any) -> dict[str, Any]:
+    source = {"connector": "postgresql", "ts_ms": MADE_MS, "table": "users"}
+    return {"before": before, "after": after, "source": source, "op": op, "ts_ms": MADE_MS + 9} | changes
+
+
+def test_changes_of_rows_as_debezium_tells_them() -> None:
+    schema = Schema.of(id=INT64, at=TIMESTAMP, born=TIMESTAMP, __op=STRING, __deleted=BOOL)
+    schema = Schema((*schema, Column("__source_ts_ms", TIMESTAMP)))
+    old, new = {"id": 1, "at": 5, "born": 7}, {"id": 1, "at": 6, "born": 7_000_000, "new": "x"}
+    changes = [change("c", None, old), change("u", old, new), change("r", None, new), change("d", new, None)]
+    messages = [json.dumps(each).encode() for each in changes]
+    messages += [json.dumps({"schema": {"type": "struct"}, "payload": each}).encode() for each in changes]
+    odd = [
+        change("t", None, None), change("m", None, None), {"id": 1}, change("d", None, None), change("u", old, None),
+        {"schema": {}, "payload": [1]},
+    ]  # fmt: skip
+    messages += [*(json.dumps(each).encode() for each in odd), b"[]", None, b'{"schema": null, "payload": null}']
+    found = decode(decoder(schema, envelope="debezium", time_unit="us"), messages)
+    made = datetime(2026, 2, 24, 12, 0, 0, 123_000, tzinfo=UTC)
+
+    def row(op: str, at: int, born: int) -> dict[str, Any]:
+        times = {"at": datetime.fromtimestamp(at / 1e6, UTC), "born": datetime.fromtimestamp(born / 1e6, UTC)}
+        return {"id": 1, **times, "__op": op, "__deleted": op == "d", "__source_ts_ms": made}
+
+    rows = [row("c", 5, 7), row("u", 6, 7_000_000), row("r", 6, 7_000_000), row("d", 6, 7_000_000)]
+    assert found.rows.to_pylist() == rows * 2
+    assert found.places.tolist() == [*range(8)]
+    assert [told for _, told in found.bad] == [
+        "the table was truncated: no keys are told, so none can be deleted",
+        "it is no change of a row: its op is 'm', not one of c, r, u, d",
+        "it is no change of a row: its op is None, not one of c, r, u, d",
+        'its op is "d", and there is no row before it. Let the database tell rows before a change (REPLICA IDENTITY)',
+        'its op is "u", and there is no row after it',
+        "it is no change of a row: its op is None, not one of c, r, u, d",
+        "it is a list, not an object with a value a column",
+    ]
+    assert [place for place, _ in found.bad] == [*range(8, 15)]
+
+
+def test_changes_of_rows_in_avro() -> None:
+    fields = [{"name": "id", "type": "long"}, {"name": "at", "type": {"type": "long", "connect.version": 1}}]
+    row = {"type": "record", "name": "Value", "fields": fields}
+    written = {
+        "type": "record", "name": "Envelope", "namespace": "shop.users", "fields": [
+            {"name": "before", "type": ["null", row]},
+            {"name": "after", "type": ["null", "Value"]},
+            {"name": "source", "type": record_schema(ts_ms="long")},
+            {"name": "op", "type": "string"},
+        ],
+    }  # fmt: skip
+    schema = Schema((*Schema.of(id=INT64, at=TIMESTAMP, __deleted=BOOL), Column("__source_ts_ms", TIMESTAMP)))
+    values = [change("c", None, {"id": 1, "at": 5_000}), change("d", {"id": 1, "at": 5_000}, None)]
+    messages = [record(written, each, b"\0\0\0\0\1") for each in values]
+    made = decoder(schema, None, lambda _: json.dumps(written), envelope="debezium", time_unit="ms")
+    found = decode(made, messages)
+    times = {"at": datetime(1970, 1, 1, 0, 0, 5, tzinfo=UTC), "__source_ts_ms": instant_of("2026-02-24T12:00:00.123Z")}
+    assert found.rows.to_pylist() == [{"id": 1, **times, "__deleted": gone} for gone in (False, True)]
+
+
+def instant_of(text: str) -> datetime:
+    return datetime.fromisoformat(text)
 
 
 def test_a_tombstone_is_no_row_and_not_bad() -> None:
