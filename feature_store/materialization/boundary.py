@@ -63,7 +63,7 @@ class Boundary:
         began = time.monotonic()
         while True:
             claims = {p: c for p, c in self.streams.claims(bound.name, bound.version).items() if c.epoch == epoch}
-            reached = log.positions() | log.position_of(list(claims))
+            reached = log.positions() | log.position_of(claims)
             open_ = {partition: at for partition, at in reached.items() if partition not in claims}
             if open_ and not self._runs(source):
                 self.streams.claim(bound.name, bound.version, open_, epoch)

@@ -41,7 +41,7 @@ class Landing:
     def begin(self, schema: Schema, starts: Mapping[int, int]) -> dict[int, int]:
         """Take up partitions: where the log ends in each, or at these offsets where it has not met one."""
         while True:
-            found = self._log.position_of(list(starts))
+            found = self._log.position_of(starts)
             unmet = {partition: at for partition, at in starts.items() if partition not in found}
             if not unmet:
                 break

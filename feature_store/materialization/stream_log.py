@@ -6,7 +6,7 @@ the log beside the other rows of the source, and batch what lies before the offs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,14 +32,13 @@ class StreamLog:
         self.table = stream_log(source)
 
     def positions(self) -> dict[int, int]:
-        """How far the log has come in each partition that it has rows of."""
-        last = self._offline.greatest(self.table, PARTITION)
-        return {} if last is None else self.position_of(range(last + 1))
+        """How far the log has come in each partition that it has met."""
+        return self.position_of(range(self._offline.positions(self.table, [_COUNT]).get(_COUNT, 0)))
 
-    def position_of(self, partitions: range | list[int]) -> dict[int, int]:
+    def position_of(self, partitions: Iterable[int]) -> dict[int, int]:
         """How far the log has come in some partitions; one that it has never met is left out."""
-        found = self._offline.positions(self.table, map(_position, partitions))
-        return {partition: found[_position(partition)] for partition in partitions if _position(partition) in found}
+        named = {_position(partition): partition for partition in partitions}
+        return {named[name]: at for name, at in self._offline.positions(self.table, named).items()}
 
     def append(
         self, rows: pa.Table, partitions: Ints, offsets: Ints, moves: Mapping[int, tuple[int | None, int]]
@@ -52,13 +51,21 @@ class StreamLog:
         self._offline.move(self.table, rows, {_position(part): move for part, move in moves.items()})
 
     def begin(self, schema: Schema, positions: Mapping[int, int]) -> None:
-        """Say where the log begins in partitions that it has not met; `ConflictError` where it has."""
-        nothing = np.empty(0, np.int64)
-        self.append(schema.arrow.empty_table(), nothing, nothing, {part: (None, at) for part, at in positions.items()})
+        """Say where the log begins in partitions that it has not met; `ConflictError` where it has, or where another
+        writer says so of others at the same time."""
+        moves: dict[str, tuple[int | None, int]] = {_position(part): (None, at) for part, at in positions.items()}
+        known = self._offline.positions(self.table, [_COUNT]).get(_COUNT)
+        if max(positions) >= (known or 0):
+            moves[_COUNT] = (known, max(positions) + 1)
+        self._offline.move(self.table, schema.arrow.empty_table(), moves)
 
     def compact(self) -> int:
         """Put small files together; how many."""
         return self._offline.compact(self.table, KEEP_HOURS)
+
+
+_COUNT = "partitions"
+"""One more than the greatest partition that the log has met."""
 
 
 def _position(partition: int) -> str:

@@ -286,7 +286,7 @@ class Streams:
     def _lag(self, source: str, alive: Sequence[StreamWorker]) -> int:
         """Messages of the topic that wait: behind what workers took, or else behind the log."""
         ranges = self.store.topic(source).ranges()
-        reached = StreamLog(self.store.offline_store, source).position_of(list(ranges))
+        reached = StreamLog(self.store.offline_store, source).position_of(ranges)
         for worker in alive:
             reached |= {partition: max(at, reached.get(partition, 0)) for partition, at in worker.positions.items()}
         return sum(max(end - max(reached.get(part, first), first), 0) for part, (first, end) in ranges.items())

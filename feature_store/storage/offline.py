@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.fs as fs
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
@@ -116,15 +115,6 @@ class OfflineStore:
             opened = _opened(self.path(table))
             found = {name: opened.transaction_version(name) for name in names}
         return {name: at for name, at in found.items() if at is not None}
-
-    def greatest(self, table: str, column: str) -> Any:
-        """The greatest value of a column, as the files' statistics have it; None without rows."""
-        with _mapped(self.path(table)):
-            if not is_delta(self.path(table)):
-                return None
-            actions = pa.table(_opened(self.path(table)).get_add_actions(flatten=True))
-        name = f"max.{column}"
-        return pc.max(actions[name]).as_py() if name in actions.column_names else None
 
     def compact(self, table: str, keep_hours: int) -> int:
         """Put small files of a table together, and remove those that were replaced longer ago than this; how many

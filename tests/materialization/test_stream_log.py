@@ -1,0 +1,119 @@
+"""The log of a stream: rows and positions are one commit; of two who move the same position one is told."""
+
+from __future__ import annotations
+
+import resource
+import threading
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from feature_store.errors import ConflictError, StoreUnavailableError
+from feature_store.materialization.landing import Landing
+from feature_store.materialization.stream_log import StreamLog
+from feature_store.storage.offline import OfflineStore, delta_files
+from feature_store.types import INT64, Schema
+
+SCHEMA = Schema.of(x=INT64)
+
+
+def rows(*values: int) -> pa.Table:
+    return pa.table({"x": pa.array(values, pa.int64())})
+
+
+def stored(log: StreamLog, offline: OfflineStore) -> list[int]:
+    return sorted(offline.read(log.table)["x"].to_pylist())
+
+
+@pytest.fixture
+def offline(tmp_path: Path) -> OfflineStore:
+    return OfflineStore(str(tmp_path / "offline"), tmp_path)
+
+
+@pytest.fixture
+def log(offline: OfflineStore) -> StreamLog:
+    return StreamLog(offline, "clicks")
+
+
+def add(landing: Landing, first: int, *values: int, partition: int = 0) -> None:
+    offsets = np.arange(first, first + len(values))
+    landing.add(rows(*values), np.full(len(values), partition), offsets, {partition: first + len(values)})
+
+
+def test_a_partition_that_was_met_is_known_before_a_row_of_it_is_there(log: StreamLog) -> None:
+    assert log.positions() == {}
+    log.begin(SCHEMA, {2: 7})
+    assert log.positions() == {2: 7}
+    log.begin(SCHEMA, {0: 5})
+    assert log.positions() == {0: 5, 2: 7} and log.position_of([1, 2]) == {2: 7}
+    with pytest.raises(ConflictError):
+        log.begin(SCHEMA, {2: 0})
+    assert log.positions() == {0: 5, 2: 7}
+
+
+def test_workers_that_meet_partitions_at_once_all_come_to_know_them(log: StreamLog) -> None:
+    landings = [Landing(log) for _ in range(6)]
+    threads = [threading.Thread(target=each.begin, args=(SCHEMA, {at: 0})) for at, each in enumerate(landings)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert log.positions() == dict.fromkeys(range(6), 0)
+
+
+def test_rows_land_once_with_the_position_behind_them(log: StreamLog, offline: OfflineStore) -> None:
+    first = Landing(log)
+    assert first.begin(SCHEMA, {0: 0, 1: 10}) == {0: 0, 1: 10}
+    add(first, 0, 1, 2)
+    add(first, 10, 3, partition=1)
+    assert (first.rows, first.land(), first.land()) == (3, 3, 0)
+    assert log.positions() == {0: 2, 1: 11} and stored(log, offline) == [1, 2, 3]
+    second = Landing(log)
+    assert second.begin(SCHEMA, {0: 0}) == {0: 2}
+    add(second, 2, 4)
+    assert second.land() == 1
+    add(first, 2, 4)
+    with pytest.raises(ConflictError):
+        first.land()
+    assert stored(log, offline) == [1, 2, 3, 4] and first.rows == 0
+
+
+def test_what_waits_of_a_partition_goes_with_it(log: StreamLog, offline: OfflineStore) -> None:
+    landing = Landing(log)
+    landing.begin(SCHEMA, {0: 0, 1: 0})
+    add(landing, 0, 1, 2)
+    add(landing, 0, 3, partition=1)
+    landing.drop([0])
+    assert landing.positions == {1: 1} and landing.land() == 1
+    assert stored(log, offline) == [3] and log.positions() == {0: 0, 1: 1}
+
+
+def test_what_could_not_be_landed_is_landed_later(log: StreamLog, offline: OfflineStore) -> None:
+    landing = Landing(log)
+    landing.begin(SCHEMA, {0: 0})
+    add(landing, 0, 1, 2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # stands in for a full disk
+    try:
+        with pytest.raises(StoreUnavailableError):
+            landing.land()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    add(landing, 2, 3)
+    assert landing.land() == 3 and stored(log, offline) == [1, 2, 3] and log.positions() == {0: 3}
+
+
+def test_small_files_are_put_together_while_rows_land(log: StreamLog, offline: OfflineStore) -> None:
+    landing = Landing(log)
+    landing.begin(SCHEMA, {0: 0})
+    for number in range(12):
+        add(landing, number, number)
+        landing.land()
+    files = len(delta_files(offline.path(log.table)))
+    assert log.compact() == files
+    add(landing, 12, 12)
+    landing.land()
+    assert len(delta_files(offline.path(log.table))) == 2 and stored(log, offline) == list(range(13))
+    assert log.positions() == {0: 13}
