@@ -88,6 +88,14 @@ def stream_item(start: int, partition: int) -> bytes:
     return tile_item(start) + partition.to_bytes(4, "big")
 
 
+def stream_items(starts: Ints, partitions: Ints) -> list[bytes]:
+    """`stream_item` of many."""
+    packed = np.empty(len(starts), [("start", ">i8"), ("partition", ">u4")])
+    packed["start"], packed["partition"] = starts + np.int64(-_SIGN), partitions
+    raw, step = packed.tobytes(), packed.itemsize
+    return [raw[at : at + step] for at in range(0, len(raw), step)]
+
+
 def ahead_item(time: int, partition: int, offset: int) -> bytes:
     """The item of one event of a topic that happens later than now: 20 bytes. Nothing covers it."""
     return stream_item(time, partition) + offset.to_bytes(8, "big")

@@ -33,6 +33,7 @@ from feature_store.expressions.aggregates import (
     distinct,
     state_columns,
     stream_item,
+    stream_items,
     tile_item,
     tile_states,
 )
@@ -242,8 +243,10 @@ class _WindowsWriter:
     def _write_level(self, level: _Level, batch: _Batch, now: int, oldest: int) -> None:
         kept = [self._kept.get(level.table, key) for key in batch.keys]
         batch = batch.take(np.flatnonzero(batch.times // level.level * level.level >= oldest))
-        new = _not_applied(batch, level.level, kept)
-        segments = _Segments(batch.take(new), level.level, now)
+        segments = _Segments(batch, level.level)
+        new = _not_applied(segments, kept)
+        if len(new) < len(batch.index) or (batch.times >= now).any():
+            segments = _Segments(batch.take(new), level.level, now)
         merged = []
         for (code, item), state, time, offset in zip(
             segments.rows, level.states(segments), segments.newest, segments.offsets, strict=True
@@ -325,10 +328,11 @@ class _Segments:
         begins[1:] = (runs[:, 1:] != runs[:, :-1]).any(axis=0) | ahead[1:]
         self.starts: Ints = np.flatnonzero(begins)
         self.of_event = np.cumsum(begins) - 1
-        self.rows: list[tuple[int, bytes]] = []
-        for at, (code, time, partition, offset) in zip(self.starts.tolist(), batch.positions(self.starts), strict=True):
-            tile = stream_item(int(tiles[at]), partition)
-            self.rows.append((code, ahead_item(time, partition, offset) if ahead[at] else tile))
+        items = stream_items(tiles[self.starts], batch.partitions[self.starts])
+        self.rows = list(zip(batch.codes[self.starts].tolist(), items, strict=True))
+        alone = np.flatnonzero(ahead[self.starts])
+        for at, (code, *place) in zip(alone.tolist(), batch.positions(self.starts[alone]), strict=True):
+            self.rows[at] = (code, ahead_item(*place))
 
     @cached_property
     def newest(self) -> list[int]:
@@ -368,9 +372,9 @@ class _Level:
         return (*(part for merge, at in self._merges for part in merge(old[at], new[at])), 0)
 
 
-def _not_applied(batch: _Batch, level: int, kept: Sequence[KeyItems]) -> Ints:
+def _not_applied(segments: _Segments, kept: Sequence[KeyItems]) -> Ints:
     """Which events are not in the store: of an offset after that of their tile, and not there as one after now."""
-    segments = _Segments(batch, level)
+    batch = segments.batch
     known = [kept[code].get(item) for code, item in segments.rows]
     applied = np.array([_NO_OFFSET if row is None else row[1] for row in known], np.int64)
     new = np.flatnonzero(batch.offsets > applied[segments.of_event]) if len(known) else segments.starts
