@@ -31,6 +31,7 @@ from feature_store.definitions.feature import Compute, Feature
 from feature_store.definitions.source import SourceColumn
 from feature_store.settings import KafkaPlace, Limits, Settings
 from feature_store.templates import create
+from tests.servers import KafkaServer
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -128,8 +129,13 @@ def ads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def reader(request: pytest.FixtureRequest, ads: Path, tmp_path: Path) -> Iterator[Reader]:
+def reader(
+    request: pytest.FixtureRequest, ads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Reader]:
     page: Path = request.param
+    if page.name == "streams.md":
+        kafka: KafkaServer = request.getfixturevalue("kafka_server")
+        monkeypatch.setenv("KAFKA", kafka.url)
     folder = tmp_path / "work"
     if page.name == "README.md":
         folder.mkdir()
