@@ -116,7 +116,9 @@ def test_hbase_runs_the_jars_and_settings_of_the_tests(hbase_server: HBaseServer
 
 def test_kafka_runs_the_version_and_settings_of_the_tests() -> None:
     pom = ElementTree.parse(ROOT / "tests" / "maven" / "kafka" / "pom.xml")
-    versions = {each.findtext("{*}artifactId"): each.findtext("{*}version") for each in pom.iterfind(".//{*}dependency")}
+    versions = {
+        each.findtext("{*}artifactId"): each.findtext("{*}version") for each in pom.iterfind(".//{*}dependency")
+    }
     assert SERVICES["kafka"]["image"] == f"apache/kafka:{versions['kafka_2.13']}"
     given = SERVICES["kafka"]["environment"].items()
     settings = {name.removeprefix("KAFKA_").lower().replace("_", "."): str(value) for name, value in given}

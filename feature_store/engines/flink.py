@@ -185,6 +185,10 @@ class FlinkJobs:
             self._ask(Request(f"{self.address}/jobs/{job}?mode=cancel", method="PATCH"))
         self._wait(lambda: self._state(job) in _ENDED, timeout, f"job {job} has not ended")
 
+    def ids(self) -> list[str]:
+        """The ids of the jobs that Flink knows, those that ended not long ago included."""
+        return [job["id"] for job in self._get("/jobs")["jobs"]] if self._address else []
+
     def status(self, job: str) -> JobStatus:
         """How a job is. UNKNOWN: start it again, from `latest_checkpoint`."""
         try:
@@ -248,19 +252,20 @@ class FlinkJobs:
 
     def _wait_until_it_runs(self, identifier: str, job: StreamJob, timeout: float) -> None:
         try:
-            self._wait(lambda: self._runs(identifier), timeout, f"{job.name} has not started")
+            self._wait(lambda: self._runs(identifier, job), timeout, f"{job.name} has not started")
         except Unavailable as error:
             with suppress(FeatureStoreError):
-                free = self._get("/overview")["slots-available"]
+                slots = self._get("/overview")["slots-total"]
+                error.hint = error.hint or f"It has {slots} slots for all jobs, and this one takes {job.parallelism}"
                 self.cancel(identifier)
-                if free < job.parallelism and error.hint is None:
-                    error.hint = f"Flink has {free} free slots, and the job takes {job.parallelism}: add task managers"
             raise
 
-    def _runs(self, job: str) -> bool:
-        found = self._get(f"/jobs/{job}")
-        if error := self._error(job):
-            raise Unavailable(f"{found['name']} cannot be started: {error}", hint="Look into the logs of Flink")
+    def _runs(self, identifier: str, job: StreamJob) -> bool:
+        found = self._get(f"/jobs/{identifier}")
+        if error := self._error(identifier):
+            raise Unavailable(
+                f'{job.name}, of topic "{job.topic}", cannot be started: {error}', hint="Look into the logs of Flink"
+            )
         return all(vertex["status"] == "RUNNING" for vertex in found["vertices"]) and found["state"] == "RUNNING"
 
     def _state(self, job: str) -> str:

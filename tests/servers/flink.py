@@ -56,10 +56,6 @@ class FlinkCluster:
         """The Python that computes."""
         return sys.executable
 
-    def jobs(self) -> list[str]:
-        """The ids of all jobs that the cluster knows."""
-        return [job["id"] for job in httpx.get(f"{self.url}/jobs", timeout=10).json()["jobs"]]
-
     def start(self) -> FlinkCluster:
         """Start what is not running; returns when every slot is registered."""
         java()
