@@ -31,11 +31,11 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.fs as fs
 
 from feature_store.engines.flink_kafka import java_properties
 from feature_store.errors import ConflictError, FeatureStoreError, MissingExtraError, NotFoundError, SettingsError
 from feature_store.errors import StoreUnavailableError as Unavailable
+from feature_store.storage import remote
 
 UNKNOWN = "UNKNOWN"
 """The state of a job that the cluster does not know: it ended long ago, or the cluster lost it."""
@@ -48,6 +48,7 @@ _CHECKPOINTS = "execution.checkpointing.dir"
 _CONNECTOR = "org.apache.flink:flink-sql-connector-kafka, from Maven Central"
 _NO_JOB = "Could not find Flink job"  # for which some questions answer 500
 _CAUSED = re.compile(r"^(?:Caused by: |: )?(?:[\w.$]+\.)?[\w$]*(?:Exception|Error|Throwable)\w*: (.+)$", re.MULTILINE)
+_WHOLE = re.compile(r"/(chk-(\d+))/_metadata$")  # written last
 _TRACEBACK = "Traceback (most recent call last):"
 
 
@@ -408,11 +409,21 @@ def _checkpoint(latest: Mapping[str, Any]) -> Checkpoint | None:
 
 
 def newest_checkpoint(folder: str) -> str | None:
-    """The newest checkpoint in a job's folder, a URI or a path, that was written to its end; None without one."""
-    files, path = fs.FileSystem.from_uri(re.sub(r"^s3a:", "s3:", folder) if urlsplit(folder).scheme else folder)
-    found = files.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
-    whole = [re.search(r"/(chk-(\d+))/_metadata$", each.path) for each in found]
-    newest = max((match for match in whole if match), key=lambda match: int(match[2]), default=None)
+    """The newest checkpoint in a job's folder, a URI or a path, that was written to its end; None without one.
+
+    Raises:
+        StoreUnavailableError: the folder cannot be read.
+    """
+    place = urlsplit(folder)
+    try:
+        if place.scheme in ("", "file"):
+            files = [str(each) for each in Path(place.path).glob("chk-*/_metadata")]
+        else:
+            files = list(remote.list_files(folder))
+    except Exception as error:  # the client of S3 and HDFS raises whatever there is
+        raise remote.unavailable(folder, error) from error
+    found = [match for match in map(_WHOLE.search, files) if match]
+    newest = max(found, key=lambda match: int(match[2]), default=None)
     return f"{folder.rstrip('/')}/{newest[1]}" if newest else None
 
 

@@ -14,10 +14,10 @@ import psutil
 import pytest
 from confluent_kafka import Producer
 
-from feature_store.engines.flink import UNKNOWN, FlinkJobs, JobStatus, StreamJob
+from feature_store.engines.flink import UNKNOWN, FlinkJobs, JobStatus, StreamJob, newest_checkpoint, root_cause
 from feature_store.errors import SettingsError, StoreUnavailableError
 from tests.jars import jars
-from tests.servers import FlinkCluster, KafkaServer, SecureKafka, free_port
+from tests.servers import FlinkCluster, KafkaServer, S3Server, SecureKafka, free_port
 
 pytest.importorskip("pyflink")
 pytestmark = pytest.mark.timeout(400)
@@ -268,6 +268,38 @@ def test_flink_says_which_jar_it_needs(stream: Stream) -> None:
     nowhere = FlinkJobs("embedded", {"pipeline.jars": "/nowhere/*.jar"})
     with nowhere as jobs, pytest.raises(SettingsError, match=r"there is no /nowhere/\*\.jar"):
         jobs.start(stream.job)
+
+
+def test_the_newest_checkpoint_is_the_last_that_is_whole(tmp_path: Path, s3_url: str, s3_server: S3Server) -> None:
+    bucket = s3_url.removeprefix("s3://")
+    for name in ("chk-9/_metadata", "chk-10/_metadata", "chk-11/part", "shared/part", "taskowned/x"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        s3_server.client().put_object(Bucket=bucket, Key=f"jobs/j/{name}", Body=b"-")
+    for folder in (str(tmp_path), f"file:{tmp_path}", f"file://{tmp_path}/", f"{s3_url}/jobs/j"):
+        assert newest_checkpoint(folder) == f"{folder.rstrip('/')}/chk-10"
+    assert newest_checkpoint(f"{tmp_path}/none") is None
+    assert newest_checkpoint(f"{s3_url}/jobs/none") is None
+
+
+@pytest.mark.parametrize(
+    ("said", "cause"),
+    [
+        (
+            "java.lang.RuntimeException: outer\n\tat a.b(C.java:1)\nCaused by: x.YException: inner\n\tat d.e(F.java)",
+            "inner",
+        ),
+        ("An error occurred while calling o1.go.\n: org.x.TableException: no plan\n\tat a.b(C.java:1)", "no plan"),
+        (
+            "Caused by: r.Exc: Traceback (most recent call last):\n  File x\n    y\nValueError: bad\n\n\tat a",
+            "ValueError: bad",
+        ),
+        ("Address already in use", "Address already in use"),
+        ("", "it does not say why"),
+    ],
+)
+def test_the_root_cause_is_one_line(said: str, cause: str) -> None:
+    assert root_cause(said) == cause
 
 
 def test_an_address_is_one() -> None:
