@@ -42,9 +42,10 @@ UNKNOWN = "UNKNOWN"
 
 _ENDED = ("FINISHED", "FAILED", "CANCELED", UNKNOWN)
 _EMBEDDED = ("embedded", "local")
-_TIMEOUT = 5.0
+_TIMEOUT = 10.0
 _PLANNING = 180.0
 _CHECKPOINTS = "execution.checkpointing.dir"
+_CANCEL = "Cancel it: it goes on from its latest checkpoint when it is started again"
 _CONNECTOR = "org.apache.flink:flink-sql-connector-kafka, from Maven Central"
 _NO_JOB = "Could not find Flink job"  # for which some questions answer 500
 _CAUSED = re.compile(r"^(?:Caused by: |: )?(?:[\w.$]+\.)?[\w$]*(?:Exception|Error|Throwable)\w*: (.+)$", re.MULTILINE)
@@ -157,6 +158,8 @@ class FlinkJobs:
         if not self.is_embedded:
             self._check_version()
         told = asdict(job) | {"consumer": dict(kafka.consumer), "producer": dict(kafka.producer)}
+        if self._driver:
+            self.ids()  # which notices if that Flink has died
         try:
             driver = self._started()
             identifier = str(driver.ask({"job": told, "savepoint": savepoint})["job"])
@@ -168,7 +171,7 @@ class FlinkJobs:
 
     def stop(self, job: str, savepoints: str, *, timeout: float = 300) -> str:
         """Ends a job when all that it has read is handled; the path of its savepoint, in the folder `savepoints`."""
-        answer = self._post(f"/jobs/{job}/stop", {"targetDirectory": savepoints, "drain": False})
+        answer = self._ask("POST", f"/jobs/{job}/stop", {"targetDirectory": savepoints, "drain": False})
         ask = f"/jobs/{job}/savepoints/{answer['request-id']}"
         deadline = time.monotonic() + timeout
         while (saved := self._get(ask))["status"]["id"] != "COMPLETED":
@@ -183,12 +186,15 @@ class FlinkJobs:
     def cancel(self, job: str, *, timeout: float = 60) -> None:
         """Ends a job at once; its latest checkpoint stays. Returns when it has ended; nothing to do where it had."""
         with suppress(NotFoundError, ConflictError):
-            self._ask(Request(f"{self.address}/jobs/{job}?mode=cancel", method="PATCH"))
+            self._ask("PATCH", f"/jobs/{job}?mode=cancel")
         self._wait(lambda: self._state(job) in _ENDED, timeout, f"job {job} has not ended")
 
     def ids(self) -> list[str]:
         """The ids of the jobs that Flink knows, those that ended not long ago included."""
-        return [job["id"] for job in self._get("/jobs")["jobs"]] if self._address else []
+        try:
+            return [job["id"] for job in self._get("/jobs")["jobs"]]
+        except NotFoundError:
+            return []
 
     def status(self, job: str) -> JobStatus:
         """How a job is. UNKNOWN: start it again, from `latest_checkpoint`."""
@@ -235,7 +241,11 @@ class FlinkJobs:
             conf = self._conf | ({"python.executable": sys.executable} if self.is_embedded else {})
             conf |= {"pipeline.jars": _jars(conf["pipeline.jars"])} if "pipeline.jars" in conf else {}
             self._driver = _Driver()
-            self._address = str(self._driver.ask({"address": self._address, "conf": conf})["address"])
+            try:
+                self._address = str(self._driver.ask({"address": self._address, "conf": conf})["address"])
+            except BaseException:
+                self.close()
+                raise
         return self._driver
 
     def _check_version(self) -> None:
@@ -270,8 +280,6 @@ class FlinkJobs:
         return all(vertex["status"] == "RUNNING" for vertex in found["vertices"]) and found["state"] == "RUNNING"
 
     def _state(self, job: str) -> str:
-        if self._address is None:
-            return UNKNOWN
         try:
             return str(self._get(f"/jobs/{job}/status")["status"])
         except NotFoundError:
@@ -283,9 +291,10 @@ class FlinkJobs:
         return root_cause(entries[0]["stacktrace"]) if entries else None
 
     def _cluster_conf(self) -> dict[str, str]:
-        if self._address is None:
+        try:
+            return {each["key"]: each["value"] for each in self._get("/jobmanager/config")}
+        except NotFoundError:
             return {}
-        return {each["key"]: each["value"] for each in self._get("/jobmanager/config")}
 
     def _wait(self, done: Callable[[], bool], timeout: float, what: str) -> None:
         deadline = time.monotonic() + timeout
@@ -295,15 +304,13 @@ class FlinkJobs:
             time.sleep(0.1)
 
     def _get(self, path: str) -> Any:
-        return self._ask(Request(self.address + path))
+        return self._ask("GET", path)
 
-    def _post(self, path: str, body: Mapping[str, object]) -> Any:
-        data = json.dumps(body).encode()
-        return self._ask(Request(self.address + path, data, {"Content-Type": "application/json"}))
-
-    def _ask(self, request: Request) -> Any:
+    def _ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> Any:
         if self._address is None:
-            raise NotFoundError("no job has been started on this embedded Flink")
+            raise NotFoundError("this embedded Flink has no jobs: none was started")
+        data = json.dumps(body).encode() if body else None
+        request = Request(self._address + path, data, {"Content-Type": "application/json"}, method=method)
         try:
             with urlopen(request, timeout=_TIMEOUT) as answer:
                 return json.loads(answer.read() or b"{}")
@@ -317,14 +324,14 @@ class FlinkJobs:
             raise Unavailable(f"Flink at {self.address} refuses: {reason}") from error
         except (URLError, OSError, ValueError) as error:
             cause = error.reason if isinstance(error, URLError) else error
+            if self.is_embedded and isinstance(cause, ConnectionRefusedError):
+                self.close()  # nobody else will start it again: `start` does
+                raise NotFoundError("this embedded Flink has died, and its jobs with it") from error
             reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
             raise Unavailable(
                 f"Flink at {self.address} cannot be reached: {reason}",
                 hint="Check its address in feature_store.yaml, engines: flink, and that it runs",
             ) from error
-
-
-_CANCEL = "Cancel it: it goes on from its latest checkpoint when it is started again"
 
 
 class _Driver:
@@ -341,7 +348,7 @@ class _Driver:
             )
 
     def ask(self, request: Mapping[str, object]) -> dict[str, Any]:
-        """Its answer. Whatever goes wrong, the process is gone thereafter."""
+        """Its answer, or the error that it tells of."""
         assert self._process.stdin and self._process.stdout
         with suppress(BrokenPipeError):  # it has ended, and the log says why
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -379,7 +386,7 @@ def _planning_error(said: str) -> FeatureStoreError:
             "Flink has no Kafka connector",
             hint=f"Get {_CONNECTOR}, and write engines: {{flink: {{conf: {{pipeline.jars: ITS PATH}}}}}}",
         )
-    if "'java'" in said or "JAVA_HOME" in said or "UnsupportedClassVersion" in said:
+    if "java'" in said or "JAVA_HOME" in said or "UnsupportedClassVersion" in said:
         return SettingsError(
             f"Flink cannot be started: {reason}", hint="It needs Java 17: install a JRE, or set JAVA_HOME"
         )

@@ -18,6 +18,7 @@ from feature_store.engines.flink import UNKNOWN, FlinkJobs, JobStatus, StreamJob
 from feature_store.errors import SettingsError, StoreUnavailableError
 from tests.jars import jars
 from tests.servers import FlinkCluster, KafkaServer, S3Server, SecureKafka, free_port
+from tests.servers.processes import command_line, family
 
 pytest.importorskip("pyflink")
 pytestmark = pytest.mark.timeout(400)
@@ -238,28 +239,49 @@ def test_no_flink_no_job(stream: Stream) -> None:
             ask()
 
 
+def embedded(folder: Path) -> FlinkJobs:
+    conf = CONF | {"pipeline.jars": f"{jars('flink')}/*.jar", "execution.checkpointing.dir": f"file://{folder}/c"}
+    return FlinkJobs("embedded", conf)
+
+
+def drivers() -> list[psutil.Process]:
+    """The processes that plan, and all that they started."""
+    children = psutil.Process().children(recursive=True)
+    found = [each for each in children if "feature_store.engines.flink_driver" in command_line(each)]
+    return [process for each in found for process in family(each.pid)]
+
+
 def test_an_embedded_flink_runs_jobs_until_it_is_closed(stream: Stream) -> None:
-    conf = CONF | {
-        "pipeline.jars": f"{jars('flink')}/*.jar",
-        "execution.checkpointing.dir": f"file://{stream.folder}/c",
-    }
     stream.send(1000)
-    with FlinkJobs("embedded", conf) as jobs:
+    with embedded(stream.folder) as jobs:
         assert jobs.status("0" * 32).state == UNKNOWN
         first = jobs.start(stream.job)
         stream.arrive()
         savepoint = jobs.stop(first, f"file://{stream.folder}/savepoints")
         stream.send(1000)
-        second = jobs.start(stream.job, savepoint)
+        jobs.start(stream.job, savepoint)
         stream.arrive()
-        wait(lambda: jobs.status(second).completed_checkpoints > 1)
-        processes = psutil.Process().children(recursive=True)
-        mine = [each for each in processes if "feature_store.engines.flink_driver" in each.cmdline()]
-        family = [child for each in mine for child in [each, *each.children(recursive=True)]]
-    assert len(family) > 3
-    assert psutil.wait_procs(family, timeout=30)[1] == []
+        processes = drivers()
+    assert len(processes) > 3
+    assert psutil.wait_procs(processes, timeout=30)[1] == []
     assert len(stream.kept()) == stream.sent
-    assert jobs.latest_checkpoint(second) is not None
+
+
+def test_an_embedded_flink_that_died_goes_on_from_its_latest_checkpoint(stream: Stream) -> None:
+    stream.send(1000)
+    with embedded(stream.folder) as jobs:
+        job = jobs.start(stream.job)
+        stream.arrive()
+        before = jobs.status(job).completed_checkpoints
+        wait(lambda: jobs.status(job).completed_checkpoints >= before + 2)
+        (java,) = [each for each in drivers() if each.name() == "java"]
+        java.kill()
+        wait(lambda: jobs.status(job).state == UNKNOWN)
+        stream.send(1000)
+        jobs.cancel(job)
+        jobs.start(stream.job, jobs.latest_checkpoint(job))
+        stream.arrive()
+    assert len(stream.kept()) == stream.sent
 
 
 def test_flink_says_which_jar_it_needs(stream: Stream) -> None:
@@ -267,6 +289,12 @@ def test_flink_says_which_jar_it_needs(stream: Stream) -> None:
         jobs.start(stream.job)
     nowhere = FlinkJobs("embedded", {"pipeline.jars": "/nowhere/*.jar"})
     with nowhere as jobs, pytest.raises(SettingsError, match=r"there is no /nowhere/\*\.jar"):
+        jobs.start(stream.job)
+
+
+def test_without_java_that_is_said(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAVA_HOME", str(stream.folder))
+    with FlinkJobs("embedded") as jobs, pytest.raises(SettingsError, match=r"It needs Java 17: install a JRE"):
         jobs.start(stream.job)
 
 
