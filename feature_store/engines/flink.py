@@ -324,7 +324,7 @@ class FlinkJobs:
             raise Unavailable(f"Flink at {self.address} refuses: {reason}") from error
         except (URLError, OSError, ValueError) as error:
             cause = error.reason if isinstance(error, URLError) else error
-            if self.is_embedded and isinstance(cause, ConnectionRefusedError):
+            if self.is_embedded and isinstance(cause, ConnectionError):
                 self.close()  # nobody else will start it again: `start` does
                 raise NotFoundError("this embedded Flink has died, and its jobs with it") from error
             reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
