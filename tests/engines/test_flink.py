@@ -275,12 +275,14 @@ def test_an_embedded_flink_that_died_goes_on_from_its_latest_checkpoint(stream: 
         before = jobs.status(job).completed_checkpoints
         wait(lambda: jobs.status(job).completed_checkpoints >= before + 2)
         (java,) = [each for each in drivers() if each.name() == "java"]
+        orphans = [each for each in drivers() if any("beam_boot" in word for word in command_line(each))]
         java.kill()
         wait(lambda: jobs.status(job).state == UNKNOWN)
         stream.send(1000)
         jobs.cancel(job)
         jobs.start(stream.job, jobs.latest_checkpoint(job))
         stream.arrive()
+    assert orphans and psutil.wait_procs(orphans, timeout=30)[1] == []
     assert len(stream.kept()) == stream.sent
 
 

@@ -70,8 +70,10 @@ class FlinkCluster:
         self._kill("jobmanager")
 
     def kill_task_manager(self) -> None:
-        """kill -9, with the Python processes that compute for it; returns when the job manager knows."""
-        self._kill("taskmanager")
+        """kill -9; returns when the job manager knows. The Python processes that compute end by themselves."""
+        process = self._processes.pop("taskmanager")
+        process.kill()
+        process.wait()
         self.wait(0)
 
     def kill_worker(self) -> None:
