@@ -76,7 +76,8 @@ class Limits(BaseModel):
 
 
 class EnginePlace(BaseModel):
-    """Where an engine runs. For Spark: a master (local[2], spark://host:7077, yarn, k8s://...), and Spark's conf."""
+    """Where an engine runs. For Spark: a master (local[2], spark://host:7077, yarn, k8s://...), and Spark's conf. For
+    Flink: embedded, or the REST address of a cluster, and Flink's conf."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -93,7 +94,7 @@ class EnginePlace(BaseModel):
 
     @property
     def conf_texts(self) -> dict[str, str]:
-        """The conf as Spark spells values."""
+        """The conf as Spark and Flink spell values."""
         return _texts(self.conf)
 
 

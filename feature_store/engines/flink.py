@@ -31,23 +31,25 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.fs as fs
 
 from feature_store.engines.flink_kafka import java_properties
 from feature_store.errors import ConflictError, FeatureStoreError, MissingExtraError, NotFoundError, SettingsError
 from feature_store.errors import StoreUnavailableError as Unavailable
+from feature_store.storage import remote
 
 UNKNOWN = "UNKNOWN"
 """The state of a job that the cluster does not know: it ended long ago, or the cluster lost it."""
 
 _ENDED = ("FINISHED", "FAILED", "CANCELED", UNKNOWN)
 _EMBEDDED = ("embedded", "local")
-_TIMEOUT = 5.0
+_TIMEOUT = 10.0
 _PLANNING = 180.0
 _CHECKPOINTS = "execution.checkpointing.dir"
+_CANCEL = "Cancel it: it goes on from its latest checkpoint when it is started again"
 _CONNECTOR = "org.apache.flink:flink-sql-connector-kafka, from Maven Central"
 _NO_JOB = "Could not find Flink job"  # for which some questions answer 500
 _CAUSED = re.compile(r"^(?:Caused by: |: )?(?:[\w.$]+\.)?[\w$]*(?:Exception|Error|Throwable)\w*: (.+)$", re.MULTILINE)
+_WHOLE = re.compile(r"/(chk-(\d+))/_metadata$")  # written last
 _TRACEBACK = "Traceback (most recent call last):"
 
 
@@ -156,6 +158,8 @@ class FlinkJobs:
         if not self.is_embedded:
             self._check_version()
         told = asdict(job) | {"consumer": dict(kafka.consumer), "producer": dict(kafka.producer)}
+        if self._driver:
+            self.ids()  # which notices if that Flink has died
         try:
             driver = self._started()
             identifier = str(driver.ask({"job": told, "savepoint": savepoint})["job"])
@@ -168,7 +172,7 @@ class FlinkJobs:
     def stop(self, job: str, savepoints: str | None, *, timeout: float = 300) -> str:
         """Ends a job when all that it has read is handled; the path of its savepoint, in the folder `savepoints`, or in
         that of the cluster's settings."""
-        answer = self._post(f"/jobs/{job}/stop", {"targetDirectory": savepoints, "drain": False})
+        answer = self._ask("POST", f"/jobs/{job}/stop", {"targetDirectory": savepoints, "drain": False})
         ask = f"/jobs/{job}/savepoints/{answer['request-id']}"
         deadline = time.monotonic() + timeout
         while (saved := self._get(ask))["status"]["id"] != "COMPLETED":
@@ -183,8 +187,15 @@ class FlinkJobs:
     def cancel(self, job: str, *, timeout: float = 60) -> None:
         """Ends a job at once; its latest checkpoint stays. Returns when it has ended; nothing to do where it had."""
         with suppress(NotFoundError, ConflictError):
-            self._ask(Request(f"{self.address}/jobs/{job}?mode=cancel", method="PATCH"))
+            self._ask("PATCH", f"/jobs/{job}?mode=cancel")
         self._wait(lambda: self._state(job) in _ENDED, timeout, f"job {job} has not ended")
+
+    def ids(self) -> list[str]:
+        """The ids of the jobs that Flink knows, those that ended not long ago included."""
+        try:
+            return [job["id"] for job in self._get("/jobs")["jobs"]]
+        except NotFoundError:
+            return []
 
     def status(self, job: str) -> JobStatus:
         """How a job is. UNKNOWN: start it again, from `latest_checkpoint`."""
@@ -231,7 +242,11 @@ class FlinkJobs:
             conf = self._conf | ({"python.executable": sys.executable} if self.is_embedded else {})
             conf |= {"pipeline.jars": _jars(conf["pipeline.jars"])} if "pipeline.jars" in conf else {}
             self._driver = _Driver()
-            self._address = str(self._driver.ask({"address": self._address, "conf": conf})["address"])
+            try:
+                self._address = str(self._driver.ask({"address": self._address, "conf": conf})["address"])
+            except BaseException:
+                self.close()
+                raise
         return self._driver
 
     def _check_version(self) -> None:
@@ -249,24 +264,23 @@ class FlinkJobs:
 
     def _wait_until_it_runs(self, identifier: str, job: StreamJob, timeout: float) -> None:
         try:
-            self._wait(lambda: self._runs(identifier), timeout, f"{job.name} has not started")
+            self._wait(lambda: self._runs(identifier, job), timeout, f"{job.name} has not started")
         except Unavailable as error:
             with suppress(FeatureStoreError):
-                free = self._get("/overview")["slots-available"]
+                slots = self._get("/overview")["slots-total"]
+                error.hint = error.hint or f"It has {slots} slots for all jobs, and this one takes {job.parallelism}"
                 self.cancel(identifier)
-                if free < job.parallelism and error.hint is None:
-                    error.hint = f"Flink has {free} free slots, and the job takes {job.parallelism}: add task managers"
             raise
 
-    def _runs(self, job: str) -> bool:
-        found = self._get(f"/jobs/{job}")
-        if error := self._error(job):
-            raise Unavailable(f"{found['name']} cannot be started: {error}", hint="Look into the logs of Flink")
+    def _runs(self, identifier: str, job: StreamJob) -> bool:
+        found = self._get(f"/jobs/{identifier}")
+        if error := self._error(identifier):
+            raise Unavailable(
+                f'{job.name}, of topic "{job.topic}", cannot be started: {error}', hint="Look into the logs of Flink"
+            )
         return all(vertex["status"] == "RUNNING" for vertex in found["vertices"]) and found["state"] == "RUNNING"
 
     def _state(self, job: str) -> str:
-        if self._address is None:
-            return UNKNOWN
         try:
             return str(self._get(f"/jobs/{job}/status")["status"])
         except NotFoundError:
@@ -278,9 +292,10 @@ class FlinkJobs:
         return root_cause(entries[0]["stacktrace"]) if entries else None
 
     def _cluster_conf(self) -> dict[str, str]:
-        if self._address is None:
+        try:
+            return {each["key"]: each["value"] for each in self._get("/jobmanager/config")}
+        except NotFoundError:
             return {}
-        return {each["key"]: each["value"] for each in self._get("/jobmanager/config")}
 
     def _wait(self, done: Callable[[], bool], timeout: float, what: str) -> None:
         deadline = time.monotonic() + timeout
@@ -290,15 +305,13 @@ class FlinkJobs:
             time.sleep(0.1)
 
     def _get(self, path: str) -> Any:
-        return self._ask(Request(self.address + path))
+        return self._ask("GET", path)
 
-    def _post(self, path: str, body: Mapping[str, object]) -> Any:
-        data = json.dumps(body).encode()
-        return self._ask(Request(self.address + path, data, {"Content-Type": "application/json"}))
-
-    def _ask(self, request: Request) -> Any:
+    def _ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> Any:
         if self._address is None:
-            raise NotFoundError("no job has been started on this embedded Flink")
+            raise NotFoundError("this embedded Flink has no jobs: none was started")
+        data = json.dumps(body).encode() if body else None
+        request = Request(self._address + path, data, {"Content-Type": "application/json"}, method=method)
         try:
             with urlopen(request, timeout=_TIMEOUT) as answer:
                 return json.loads(answer.read() or b"{}")
@@ -312,14 +325,14 @@ class FlinkJobs:
             raise Unavailable(f"Flink at {self.address} refuses: {reason}") from error
         except (URLError, OSError, ValueError) as error:
             cause = error.reason if isinstance(error, URLError) else error
+            if self.is_embedded and isinstance(cause, ConnectionError):
+                self.close()  # nobody else will start it again: `start` does
+                raise NotFoundError("this embedded Flink has died, and its jobs with it") from error
             reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
             raise Unavailable(
                 f"Flink at {self.address} cannot be reached: {reason}",
                 hint="Check its address in feature_store.yaml, engines: flink, and that it runs",
             ) from error
-
-
-_CANCEL = "Cancel it: it goes on from its latest checkpoint when it is started again"
 
 
 class _Driver:
@@ -336,7 +349,7 @@ class _Driver:
             )
 
     def ask(self, request: Mapping[str, object]) -> dict[str, Any]:
-        """Its answer. Whatever goes wrong, the process is gone thereafter."""
+        """Its answer, or the error that it tells of."""
         assert self._process.stdin and self._process.stdout
         with suppress(BrokenPipeError):  # it has ended, and the log says why
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -374,7 +387,7 @@ def _planning_error(said: str) -> FeatureStoreError:
             "Flink has no Kafka connector",
             hint=f"Get {_CONNECTOR}, and write engines: {{flink: {{conf: {{pipeline.jars: ITS PATH}}}}}}",
         )
-    if "'java'" in said or "JAVA_HOME" in said or "UnsupportedClassVersion" in said:
+    if "java'" in said or "JAVA_HOME" in said or "UnsupportedClassVersion" in said:
         return SettingsError(
             f"Flink cannot be started: {reason}", hint="It needs Java 17: install a JRE, or set JAVA_HOME"
         )
@@ -404,11 +417,21 @@ def _checkpoint(latest: Mapping[str, Any]) -> Checkpoint | None:
 
 
 def newest_checkpoint(folder: str) -> str | None:
-    """The newest checkpoint in a job's folder, a URI or a path, that was written to its end; None without one."""
-    files, path = fs.FileSystem.from_uri(re.sub(r"^s3a:", "s3:", folder) if urlsplit(folder).scheme else folder)
-    found = files.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
-    whole = [re.search(r"/(chk-(\d+))/_metadata$", each.path) for each in found]
-    newest = max((match for match in whole if match), key=lambda match: int(match[2]), default=None)
+    """The newest checkpoint in a job's folder, a URI or a path, that was written to its end; None without one.
+
+    Raises:
+        StoreUnavailableError: the folder cannot be read.
+    """
+    place = urlsplit(folder)
+    try:
+        if place.scheme in ("", "file"):
+            files = [str(each) for each in Path(place.path).glob("chk-*/_metadata")]
+        else:
+            files = list(remote.list_files(folder))
+    except Exception as error:  # the client of S3 and HDFS raises whatever there is
+        raise remote.unavailable(folder, error) from error
+    found = [match for match in map(_WHOLE.search, files) if match]
+    newest = max(found, key=lambda match: int(match[2]), default=None)
     return f"{folder.rstrip('/')}/{newest[1]}" if newest else None
 
 

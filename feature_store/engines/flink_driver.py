@@ -122,6 +122,7 @@ def _submitted(job: dict[str, Any], savepoint: str | None, address: str | None, 
         "pipeline.name": job["name"],
         "parallelism.default": str(job["parallelism"]),
         "table.local-time-zone": "UTC",
+        "python.execution-mode": "process",
         "python.client.executable": sys.executable,
     }
     settings |= {"execution.state-recovery.path": savepoint} if savepoint else {}

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from functools import cache
 from importlib import import_module
 from itertools import count
+from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pandas as pd
@@ -23,6 +27,7 @@ class Handle(ScalarFunction):  # type: ignore[misc]
         self._name, self._argument = handler, argument
 
     def open(self, function_context: Any) -> None:
+        _leave_with_the_jvm()
         module, _, name = self._name.partition(":")
         make = getattr(import_module(module), name)
         self._handler = make(self._argument, f"{socket.gethostname()}-{os.getpid()}-{next(_instances)}")
@@ -47,3 +52,27 @@ class Handle(ScalarFunction):  # type: ignore[misc]
     def is_deterministic(self) -> bool:
         """No: each call writes."""
         return False
+
+
+@cache
+def _leave_with_the_jvm() -> None:
+    """Sees to it that this process ends with the task manager. One that is killed leaves its workers behind, where they
+    would keep their memory for good, and might go on writing beside those that follow them.
+    """
+    runner = Path(f"/proc/{os.getppid()}/stat")  # a shell, which outlives the JVM as well
+    if runner.exists():
+        Thread(target=_leave_with, args=(runner, _parent(runner)), daemon=True).start()
+
+
+def _leave_with(runner: Path, jvm: str | None) -> None:
+    while _parent(runner) == jvm:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _parent(process: Path) -> str | None:
+    """The id of a process's parent; None when the process is gone."""
+    try:
+        return process.read_text().rpartition(")")[2].split()[1]
+    except OSError:
+        return None

@@ -14,10 +14,11 @@ import psutil
 import pytest
 from confluent_kafka import Producer
 
-from feature_store.engines.flink import UNKNOWN, FlinkJobs, JobStatus, StreamJob
+from feature_store.engines.flink import UNKNOWN, FlinkJobs, JobStatus, StreamJob, newest_checkpoint, root_cause
 from feature_store.errors import SettingsError, StoreUnavailableError
 from tests.jars import jars
-from tests.servers import FlinkCluster, KafkaServer, SecureKafka, free_port
+from tests.servers import FlinkCluster, KafkaServer, S3Server, SecureKafka, free_port
+from tests.servers.processes import command_line, family
 
 pytest.importorskip("pyflink")
 pytestmark = pytest.mark.timeout(400)
@@ -101,7 +102,7 @@ def jobs(flink_cluster: FlinkCluster) -> Iterator[FlinkJobs]:
     conf = CONF | {"pipeline.jars": f"{jars('flink')}/*.jar", "python.executable": flink_cluster.python}
     jobs = FlinkJobs(flink_cluster.url, conf)
     yield jobs
-    for job in flink_cluster.jobs():
+    for job in jobs.ids():
         jobs.cancel(job)
 
 
@@ -119,14 +120,14 @@ def test_messages_come_once_and_in_order_through_savepoints(
     assert jobs.status(first).state == "FINISHED"
     assert (stream.folder / "closed").exists()
     stream.send(4000)
-    jobs.start(stream.job, savepoint)
+    jobs.start(replace(stream.job, parallelism=1), savepoint)
     stream.arrive()
     kept = stream.kept()
     assert len(kept) == stream.sent
     assert all(each.timestamp == stream.began + int(each.value or 0) for each in kept)
     for partition in range(2):
         assert [each.offset for each in kept if each.partition == partition] == list(range(stream.sent // 2))
-    assert len({worker for worker, _ in stream.runs()}) == 4
+    assert len({worker for worker, _ in stream.runs()}) == 3
 
 
 def test_a_refused_message_is_a_dead_letter_with_its_reason(jobs: FlinkJobs, stream: Stream) -> None:
@@ -204,9 +205,17 @@ def test_a_handler_that_fails_is_told_and_tried_again(jobs: FlinkJobs, stream: S
 
 
 def test_a_job_that_cannot_run_is_refused_in_one_line(jobs: FlinkJobs, stream: Stream) -> None:
-    with pytest.raises(StoreUnavailableError, match="file:/there/is/none") as caught:
+    with pytest.raises(StoreUnavailableError, match=r"'file:///there/is/none'") as caught:
         jobs.start(stream.job, "file:///there/is/none")
     assert "\n" not in str(caught.value)
+    with pytest.raises(
+        StoreUnavailableError, match=r'of topic "nobody_made_it", cannot be started: This server does not host'
+    ):
+        jobs.start(replace(stream.job, topic="nobody_made_it"))
+    slots = FlinkCluster.SLOTS
+    with pytest.raises(StoreUnavailableError, match=rf"has {slots} slots for all jobs, and this one takes {slots + 1}"):
+        jobs.start(replace(stream.job, parallelism=slots + 1), timeout=5)
+    assert all(jobs.status(job).has_ended for job in jobs.ids())
 
 
 def test_one_conf_opens_kafka_to_flink_and_to_librdkafka(jobs: FlinkJobs, tmp_path: Path) -> None:
@@ -230,28 +239,51 @@ def test_no_flink_no_job(stream: Stream) -> None:
             ask()
 
 
+def embedded(folder: Path) -> FlinkJobs:
+    conf = CONF | {"pipeline.jars": f"{jars('flink')}/*.jar", "execution.checkpointing.dir": f"file://{folder}/c"}
+    return FlinkJobs("embedded", conf)
+
+
+def drivers() -> list[psutil.Process]:
+    """The processes that plan, and all that they started."""
+    children = psutil.Process().children(recursive=True)
+    found = [each for each in children if "feature_store.engines.flink_driver" in command_line(each)]
+    return [process for each in found for process in family(each.pid)]
+
+
 def test_an_embedded_flink_runs_jobs_until_it_is_closed(stream: Stream) -> None:
-    conf = CONF | {
-        "pipeline.jars": f"{jars('flink')}/*.jar",
-        "execution.checkpointing.dir": f"file://{stream.folder}/c",
-    }
     stream.send(1000)
-    with FlinkJobs("embedded", conf) as jobs:
+    with embedded(stream.folder) as jobs:
         assert jobs.status("0" * 32).state == UNKNOWN
         first = jobs.start(stream.job)
         stream.arrive()
         savepoint = jobs.stop(first, f"file://{stream.folder}/savepoints")
         stream.send(1000)
-        second = jobs.start(stream.job, savepoint)
+        jobs.start(stream.job, savepoint)
         stream.arrive()
-        wait(lambda: jobs.status(second).completed_checkpoints > 1)
-        processes = psutil.Process().children(recursive=True)
-        mine = [each for each in processes if "feature_store.engines.flink_driver" in each.cmdline()]
-        family = [child for each in mine for child in [each, *each.children(recursive=True)]]
-    assert len(family) > 3
-    assert psutil.wait_procs(family, timeout=30)[1] == []
+        processes = drivers()
+    assert len(processes) > 3
+    assert psutil.wait_procs(processes, timeout=30)[1] == []
     assert len(stream.kept()) == stream.sent
-    assert jobs.latest_checkpoint(second) is not None
+
+
+def test_an_embedded_flink_that_died_goes_on_from_its_latest_checkpoint(stream: Stream) -> None:
+    stream.send(1000)
+    with embedded(stream.folder) as jobs:
+        job = jobs.start(stream.job)
+        stream.arrive()
+        before = jobs.status(job).completed_checkpoints
+        wait(lambda: jobs.status(job).completed_checkpoints >= before + 2)
+        (java,) = [each for each in drivers() if each.name() == "java"]
+        orphans = [each for each in drivers() if any("beam_boot" in word for word in command_line(each))]
+        java.kill()
+        wait(lambda: jobs.status(job).state == UNKNOWN)
+        stream.send(1000)
+        jobs.cancel(job)
+        jobs.start(stream.job, jobs.latest_checkpoint(job))
+        stream.arrive()
+    assert orphans and psutil.wait_procs(orphans, timeout=30)[1] == []
+    assert len(stream.kept()) == stream.sent
 
 
 def test_flink_says_which_jar_it_needs(stream: Stream) -> None:
@@ -260,6 +292,44 @@ def test_flink_says_which_jar_it_needs(stream: Stream) -> None:
     nowhere = FlinkJobs("embedded", {"pipeline.jars": "/nowhere/*.jar"})
     with nowhere as jobs, pytest.raises(SettingsError, match=r"there is no /nowhere/\*\.jar"):
         jobs.start(stream.job)
+
+
+def test_without_java_that_is_said(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAVA_HOME", str(stream.folder))
+    with FlinkJobs("embedded") as jobs, pytest.raises(SettingsError, match=r"It needs Java 17: install a JRE"):
+        jobs.start(stream.job)
+
+
+def test_the_newest_checkpoint_is_the_last_that_is_whole(tmp_path: Path, s3_url: str, s3_server: S3Server) -> None:
+    bucket = s3_url.removeprefix("s3://")
+    for name in ("chk-9/_metadata", "chk-10/_metadata", "chk-11/part", "shared/part", "taskowned/x"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        s3_server.client().put_object(Bucket=bucket, Key=f"jobs/j/{name}", Body=b"-")
+    for folder in (str(tmp_path), f"file:{tmp_path}", f"file://{tmp_path}/", f"{s3_url}/jobs/j"):
+        assert newest_checkpoint(folder) == f"{folder.rstrip('/')}/chk-10"
+    assert newest_checkpoint(f"{tmp_path}/none") is None
+    assert newest_checkpoint(f"{s3_url}/jobs/none") is None
+
+
+@pytest.mark.parametrize(
+    ("said", "cause"),
+    [
+        (
+            "java.lang.RuntimeException: outer\n\tat a.b(C.java:1)\nCaused by: x.YException: inner\n\tat d.e(F.java)",
+            "inner",
+        ),
+        ("An error occurred while calling o1.go.\n: org.x.TableException: no plan\n\tat a.b(C.java:1)", "no plan"),
+        (
+            "Caused by: r.Exc: Traceback (most recent call last):\n  File x\n    y\nValueError: bad\n\n\tat a",
+            "ValueError: bad",
+        ),
+        ("Address already in use", "Address already in use"),
+        ("", "it does not say why"),
+    ],
+)
+def test_the_root_cause_is_one_line(said: str, cause: str) -> None:
+    assert root_cause(said) == cause
 
 
 def test_an_address_is_one() -> None:

@@ -56,10 +56,6 @@ class FlinkCluster:
         """The Python that computes."""
         return sys.executable
 
-    def jobs(self) -> list[str]:
-        """The ids of all jobs that the cluster knows."""
-        return [job["id"] for job in httpx.get(f"{self.url}/jobs", timeout=10).json()["jobs"]]
-
     def start(self) -> FlinkCluster:
         """Start what is not running; returns when every slot is registered."""
         java()
@@ -74,8 +70,10 @@ class FlinkCluster:
         self._kill("jobmanager")
 
     def kill_task_manager(self) -> None:
-        """kill -9, with the Python processes that compute for it; returns when the job manager knows."""
-        self._kill("taskmanager")
+        """kill -9; returns when the job manager knows. The Python processes that compute end by themselves."""
+        process = self._processes.pop("taskmanager")
+        process.kill()
+        process.wait()
         self.wait(0)
 
     def kill_worker(self) -> None:
