@@ -65,6 +65,7 @@ _LOOPBACK = re.compile(r"local(\[.*\])?|spark://(localhost|127\.0\.0\.1)(:\d+)?"
 _MARK = "feature_store in an executor: "
 _OURS = re.compile(_MARK + r"(\{.*\})")
 _CAUSE = re.compile(r"^(?:Caused by: )?(?:[\w.$]+(?:Exception|Error)): (.+)$", re.MULTILINE)
+_UNWRITABLE = ("No space left", "quota", "Permission denied", "Forbidden", "AccessDenied", "Connection refused")
 _ADVICE = re.compile(r"\s*(If necessary|Use [`']try|To return NULL).*")
 
 
@@ -234,6 +235,24 @@ def mapped(name: str, error: type[FeatureStoreError] = SourceError) -> Iterator[
         raise error(f"{name} cannot be read: {_reason(raised)}") from raised
     except (OSError, pa.ArrowException) as raised:
         raise error(f"{name} cannot be read: {str(raised).splitlines()[0]}") from raised
+
+
+@contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Tells a place that cannot be written from rows that cannot be computed: Spark says both alike."""
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    try:
+        yield
+    except (PySparkException, Py4JError) as raised:
+        why = _reason(raised)
+        if not _OURS.search(str(raised)) and any(word in why for word in _UNWRITABLE):
+            raise StoreUnavailableError(
+                f"{path} cannot be written now: {why}",
+                hint="Check the free space and permissions, there and where Spark spills; nothing was committed",
+            ) from raised
+        raise
 
 
 def carried(function: Callable[[Batches], Batches]) -> Callable[[Batches], Batches]:
