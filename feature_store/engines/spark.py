@@ -165,13 +165,20 @@ class _Shaped:
 
 class SparkEngine:
     """The port `Engine` on Spark at a master: local[2], spark://host:7077, yarn, k8s://...; `conf` is Spark's own,
-    `spread` says which keys have too many rows for one task.
+    `spread` says which keys have too many rows for one task, `connect_timeout` how many seconds a master has to answer.
     Spark is started when something is asked for. Safe to share between threads."""
 
     distributed = True
 
-    def __init__(self, master: str, conf: Mapping[str, str] | None = None, spread: Spread | None = None) -> None:
+    def __init__(
+        self,
+        master: str,
+        conf: Mapping[str, str] | None = None,
+        spread: Spread | None = None,
+        connect_timeout: float = 5,
+    ) -> None:
         self.master, self.conf, self.spread = master, dict(conf or {}), spread or Spread()
+        self._connect_timeout = connect_timeout
         self._lock = Lock()
         self._reader: Reader | None = None
 
@@ -180,7 +187,7 @@ class SparkEngine:
         """Reads sources with the engine's session."""
         with self._lock:
             if self._reader is None:
-                self._reader = Reader(acquire(self.master, self.conf))
+                self._reader = Reader(acquire(self.master, self.conf, self._connect_timeout))
             return self._reader
 
     @property

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
@@ -83,9 +85,10 @@ _lock = Lock()
 _running: _Running | None = None
 
 
-def acquire(master: str, conf: Mapping[str, str]) -> Any:
+def acquire(master: str, conf: Mapping[str, str], connect_timeout: float) -> Any:
     """A session of this process's Spark, which is started if it does not run: `release` it. Where the process has a
-    Spark that somebody else started, such as in a notebook, a session of that.
+    Spark that somebody else started, such as in a notebook, a session of that. `connect_timeout`: seconds that each
+    address of the master has to answer.
 
     Raises:
         MissingExtraError: PySpark is not installed.
@@ -95,7 +98,7 @@ def acquire(master: str, conf: Mapping[str, str]) -> Any:
     global _running
     with _lock:
         if _running is None:
-            _running = _started(master, conf)
+            _running = _started(master, conf, connect_timeout)
         elif _running.log and _running.master != master:
             raise SettingsError(
                 f"Spark runs at {_running.master} in this process: it cannot run at {master}, too",
@@ -121,7 +124,7 @@ def release() -> None:
             _stop(found.log.parent)
 
 
-def _started(master: str, conf: Mapping[str, str]) -> _Running:
+def _started(master: str, conf: Mapping[str, str], connect_timeout: float) -> _Running:
     try:
         from pyspark import SparkContext
         from pyspark.sql import SparkSession
@@ -129,6 +132,7 @@ def _started(master: str, conf: Mapping[str, str]) -> _Running:
         raise MissingExtraError("spark", f"the Spark engine (master {master})") from error
     if SparkContext._active_spark_context is not None:
         return _Running(SparkSession.builder.getOrCreate(), master, None)
+    _reach(master, connect_timeout)
     folder = Path(tempfile.mkdtemp(prefix="feature_store-spark-"))
     log = folder / "driver.log"
     try:
@@ -136,6 +140,35 @@ def _started(master: str, conf: Mapping[str, str]) -> _Running:
     except BaseException:
         _stop(folder)
         raise
+
+
+def _reach(master: str, seconds: float) -> None:
+    """Asks a master's addresses whether anybody is there, which takes Spark a minute to tell; of several, such as of
+    standbys, one is enough. What a cluster manager's own configuration says (yarn) is left to its client."""
+    reasons = []
+    for host, port in _addresses(master):
+        try:
+            socket.create_connection((host, port), seconds).close()
+            return
+        except OSError as error:
+            reasons.append(f"{host}:{port}: {error.strerror or error}")
+    if reasons:
+        raise StoreUnavailableError(
+            f"Spark cannot be started at {master}: {', '.join(reasons)}",
+            hint="Check the master's address, and that it runs; connect_timeout says how long to wait for it",
+        )
+
+
+def _addresses(master: str) -> list[tuple[str, int]]:
+    """The hosts and ports that a master names, with those of its standbys; none for yarn and local."""
+    scheme, _, rest = master.partition("://")
+    if scheme == "spark":
+        found = [each.rpartition(":") for each in rest.split(",")]
+        return [(host.strip("[] "), int(port)) for host, _, port in found if host and port.isdecimal()]
+    if scheme == "k8s":
+        url = urlsplit(rest if "://" in rest else f"https://{rest}")
+        return [(url.hostname, url.port or (80 if url.scheme == "http" else 443))] if url.hostname else []
+    return []
 
 
 def _start(context: Any, session: Any, settings: Mapping[str, str], log: Path) -> Any:
