@@ -30,6 +30,7 @@ from feature_store.errors import (
     SourceError,
     StoreUnavailableError,
 )
+from feature_store.storage.remote import unavailable
 
 Batches = Iterator[pa.RecordBatch]
 
@@ -66,8 +67,12 @@ _ON_THIS_MACHINE = {
 _LOOPBACK = re.compile(r"local(\[.*\])?|spark://(localhost|127\.0\.0\.1)(:\d+)?")
 _MARK = "feature_store in an executor: "
 _OURS = re.compile(_MARK + r"(\{.*\})")
-_CAUSE = re.compile(r"^(?:Caused by: )?(?:[\w.$]+(?:Exception|Error)): (.+)$", re.MULTILINE)
-_UNWRITABLE = ("No space left", "quota", "Permission denied", "Forbidden", "AccessDenied", "Connection refused")
+_CAUSE = re.compile(r"^(?:Caused by: |: )?(?:[\w.$]+(?:Exception|Error)): (.+)$", re.MULTILINE)
+_UNWRITABLE = ("No space left", "quota of", "Permission denied", "DELTA_CANNOT_CREATE_LOG_PATH")
+_IN_S3 = re.compile(r"s3a://([^\s:`',]+)")
+_ANSWER = re.compile(r"Exception: ([^\n(:]*) \(Service: [^;,]*[;,] Status Code: (\d+)[;,](?: Error Code: ([^;]*);)?")
+_NO_ANSWER = re.compile(r"Sdk(?:Client)?Exception: (Unable to (?:execute|load) .*)")
+_CALL = re.compile(r"Call From \S+ to (\S+) failed on [\w ]+: (?:[\w.]+: )?(.*?); For more")
 _ADVICE = re.compile(r"\s*(If necessary|Use [`']try|To return NULL).*")
 
 
@@ -265,6 +270,8 @@ def mapped(name: str, error: type[FeatureStoreError] = SourceError) -> Iterator[
         ours = _OURS.findall(str(raised))
         if ours:
             raise _unpacked(json.loads(ours[-1])) from raised
+        if away := _away(str(raised)):
+            raise away from raised
         raise error(f"{name} cannot be read: {_reason(raised)}") from raised
     except (OSError, pa.ArrowException) as raised:
         raise error(f"{name} cannot be read: {str(raised).splitlines()[0]}") from raised
@@ -272,7 +279,8 @@ def mapped(name: str, error: type[FeatureStoreError] = SourceError) -> Iterator[
 
 @contextmanager
 def writing(path: str) -> Iterator[None]:
-    """Tells a place that cannot be written from rows that cannot be computed: Spark says both alike."""
+    """Tells a place that cannot be written from rows that cannot be computed: Spark says both alike. Goes within
+    `mapped`."""
     from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
 
@@ -286,6 +294,19 @@ def writing(path: str) -> Iterator[None]:
                 hint="Check the free space and permissions, there and where Spark spills; nothing was committed",
             ) from raised
         raise
+
+
+def _away(text: str) -> StoreUnavailableError | None:
+    """What is wrong with S3 or HDFS, if that is what an error of Hadoop's clients says."""
+    place, call = _IN_S3.search(text), _CALL.search(text)
+    if place and (answer := _ANSWER.search(text)):
+        said, status, code = answer.groups()
+        code = "AccessDenied" if status == "403" and (code or "403").startswith("403") else code or status
+        return unavailable(f"s3://{place[1]}", OSError(f"{said.rstrip('.')} ({code})"))
+    if place and (cause := _NO_ANSWER.search(text)):
+        none = "credentials" in cause[1]
+        return unavailable(f"s3://{place[1]}", OSError("there are no credentials for it" if none else cause[1]))
+    return unavailable(f"hdfs://{call[1]}", OSError(call[2])) if call else None
 
 
 def carried(function: Callable[[Batches], Batches]) -> Callable[[Batches], Batches]:
