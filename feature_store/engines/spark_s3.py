@@ -23,10 +23,8 @@ _PATIENCE = {
 
 _PROVIDER = "aws.credentials.provider"
 _OURS = "org.apache.hadoop.fs.s3a."
-_CHAINS = {
-    "3.3": "com.amazonaws.auth.DefaultAWSCredentialsProviderChain",
-    "3.4": "software.amazon.awssdk.auth.credentials.DefaultCredentialsProvider",
-}
+_CHAIN = "software.amazon.awssdk.auth.credentials.DefaultCredentialsProvider"
+_CHAIN_OF_OLD = "com.amazonaws.auth.DefaultAWSCredentialsProviderChain"  # until Hadoop 3.3
 
 _lock = Lock()
 _told: tuple[Any, dict[str, str]] | None = None
@@ -72,8 +70,8 @@ def client_settings(said: Mapping[str, str], hadoop: str) -> dict[str, str]:
         found |= {"access.key": key, "secret.key": secret}
         found |= {"session.token": token} if token else {}
         found[_PROVIDER] = f"{_OURS}{'Temporary' if token else 'Simple'}AWSCredentialsProvider"
-    elif chain := _CHAINS.get(hadoop[:3]):
-        found[_PROVIDER] = chain
+    else:
+        found[_PROVIDER] = _CHAIN_OF_OLD if hadoop.startswith("3.3.") else _CHAIN
     return {f"{_PREFIX}{name}": value for name, value in found.items()}
 
 

@@ -232,9 +232,8 @@ def _delta(conf: Mapping[str, str]) -> dict[str, str]:
     packages = conf.get("spark.jars.packages")
     if "spark.sql.extensions" in conf:
         return {"spark.jars.packages": packages} if packages else {}
-    scala = "2.12" if version("pyspark").startswith("3.") else "2.13"
     try:
-        delta = f"io.delta:delta-spark_{scala}:{version('delta-spark')}"
+        delta = _delta_package(version("pyspark"), version("delta-spark"))
     except PackageNotFoundError as error:
         raise MissingExtraError("spark", "Delta on Spark") from error
     return {
@@ -242,6 +241,13 @@ def _delta(conf: Mapping[str, str]) -> dict[str, str]:
         "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
     }
+
+
+def _delta_package(spark: str, delta: str) -> str:
+    """Where Maven has Delta's jar: from 4.1 on there is one for each release of Spark."""
+    scala = "2.12" if spark.startswith("3.") else "2.13"
+    release = f"_{'.'.join(spark.split('.')[:2])}" if tuple(map(int, delta.split(".")[:2])) >= (4, 1) else ""
+    return f"io.delta:delta-spark{release}_{scala}:{delta}"
 
 
 @contextmanager
