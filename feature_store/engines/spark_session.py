@@ -188,9 +188,13 @@ def _start(context: Any, session: Any, settings: Mapping[str, str], log: Path) -
         try:
             gateway = launch(conf, {"stdout": said, "stderr": subprocess.STDOUT})
         except PySparkRuntimeError as error:
+            why = _why_not(log)
+            packages = any(word in why for word in ("unresolved dependency", "download failed"))
             raise SettingsError(
-                f"Spark cannot be started: {_last_line(log) or error}",
-                hint="It needs Java 17: install a JDK, or set JAVA_HOME",
+                f"Spark cannot be started: {why or error}",
+                hint="Maven Central must have these packages and be in reach, and ~/.m2 no halves of them"
+                if packages
+                else "It needs Java 17: install a JDK, or set JAVA_HOME",
             ) from error
         master = settings["spark.master"]
         try:
@@ -351,6 +355,9 @@ def _reason(raised: Exception) -> str:
     return _ADVICE.sub("", line.strip())
 
 
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+def _why_not(log: Path) -> str:
+    """What a JVM that ended before Spark ran has said of that: what it raised, or its last line."""
+    text = log.read_text(errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    raised = [line.partition(": ")[2] for line in lines if line.startswith('Exception in thread "main"')]
+    return (raised or lines or [""])[-1]
