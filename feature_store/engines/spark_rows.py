@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from inspect import signature
 from itertools import groupby
 from typing import Any
 
@@ -338,17 +339,24 @@ def schema_of_files(rows: Rows) -> Schema:
 def arrow_of(frame: Any) -> pa.Schema:
     """A frame's columns in Arrow, but those of types that no feature has."""
     from pyspark.errors import PySparkException
-    from pyspark.sql.pandas.types import to_arrow_type
 
     fields = []
     for field in frame.schema:
         try:
-            arrow = to_arrow_type(field.dataType)
+            arrow = arrow_type(field.dataType)
             Type.from_arrow(arrow)
         except (PySparkException, DefinitionError):
             continue
         fields.append(pa.field(field.name, arrow))
     return pa.schema(fields)
+
+
+def arrow_type(spark: Any) -> pa.DataType:
+    """A type of Spark's in Arrow, as its frames hand it over. PySpark 4 wants to hear the zone of instants."""
+    from pyspark.sql.pandas.types import to_arrow_type
+
+    zone = {"timezone": "UTC"} if "timezone" in signature(to_arrow_type).parameters else {}
+    return to_arrow_type(spark, **zone)
 
 
 def spark_path(session: Any, path: str) -> str:
