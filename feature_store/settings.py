@@ -83,6 +83,8 @@ class EnginePlace(BaseModel):
 
     master: str
     conf: dict[str, str | bool | int | float] = {}
+    connect_timeout: float = Field(default=5, gt=0)
+    """Seconds until a master that does not answer is given up."""
 
     @property
     def is_embedded(self) -> bool:

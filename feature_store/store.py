@@ -272,7 +272,7 @@ class FeatureStore(Directory):
             )
         from feature_store.engines.spark import SparkEngine
 
-        return SparkEngine(place.master, place.conf_texts)
+        return SparkEngine(place.master, place.conf_texts, connect_timeout=place.connect_timeout)
 
     def _schema_of(self, rows: Rows) -> Schema:
         """What a source holds now. A metastore table is read by the engine that has the metastore."""

@@ -38,7 +38,12 @@ def jars(name: str) -> Path:
 
 
 def _fetch(pom: Path, folder: Path) -> None:
-    options = ["-DincludeScope=runtime", f"-DoutputDirectory={folder}"]
+    # Not in ~/.m2: Maven leaves descriptions without their jars there, which Spark's Ivy takes for the whole.
+    options = [
+        "-DincludeScope=runtime",
+        f"-DoutputDirectory={folder}",
+        f"-Dmaven.repo.local={_ROOT / 'build' / 'maven'}",
+    ]
     command = [_program("mvn"), "-q", "-B", "-f", str(pom), _COPY, *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:

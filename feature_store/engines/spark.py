@@ -29,11 +29,21 @@ from feature_store.engines.facts import EVENTS_AT_ONCE, conform, snapshot_rows, 
 from feature_store.engines.files import find_files
 from feature_store.engines.scans import KNOWN, TIME
 from feature_store.engines.spark_joins import Spread, as_of
-from feature_store.engines.spark_rows import Reader, arrow_of, ddl, packed, quoted, schema_of_files, spark_path, text
-from feature_store.engines.spark_session import Batches, acquire, carried, failing, mapped, release
+from feature_store.engines.spark_rows import (
+    Reader,
+    arrow_of,
+    ddl,
+    packed,
+    quoted,
+    remove,
+    schema_of_files,
+    spark_path,
+    text,
+)
+from feature_store.engines.spark_session import Batches, acquire, carried, failing, mapped, release, writing
 from feature_store.engines.spark_snapshots import among, heavy_keys, merged_tiles
 from feature_store.engines.windows import Columns
-from feature_store.errors import ConflictError, ExpressionError, FeatureStoreError, InvalidInputError, SourceError
+from feature_store.errors import ExpressionError, FeatureStoreError, InvalidInputError, SourceError
 from feature_store.expressions.queries import bind_query, render
 from feature_store.expressions.relations import LatestRow, Rows, ScheduledQuery, Windows, reach
 from feature_store.expressions.scalars import Ref, Scalar, cast, to_sql
@@ -51,7 +61,6 @@ Made = tuple[Any, Stage | None]
 """A frame, and the stage that each of its partitions goes through."""
 
 _TILE, _ROW = "__tile", "__row"
-_CONFLICTS = ("Concurrent", "ProtocolChanged", "MetadataChanged", "DELTA_CONCURRENT")
 
 
 class SparkRows:
@@ -92,13 +101,25 @@ class SparkRows:
             return int(self._ran(into, "written BIGINT").selectExpr("coalesce(sum(written), 0)").collect()[0][0])
 
     def save(self, store: OfflineStore, table: str, where: Mapping[str, str]) -> SparkRows:
-        path = spark_path(store.path(table))
+        """Executors write files, which one commit of the offline store's makes part of the table: that is atomic in S3,
+        too, where a commit of Spark's is not."""
+        store.exists(table)  # what is wrong with the place is said before anything is computed
+        frame, path, folder = self.frame(), store.path(table), f"spark-{uuid4().hex}"
+        session = frame.sparkSession
         with self._mapped():
-            frame = self.frame().selectExpr("*", *(f"{text(v)} AS {quoted(n)}" for n, v in where.items()))
-            _replace(frame, path, where)
+            written = spark_path(session, f"{path}/{folder}")
+        try:
+            with self._mapped(), writing(path):
+                # Whatever the user's defaults are, the files have the columns' own names.
+                frame.write.format("delta").option("delta.columnMapping.mode", "none").save(written)
+            store.adopt(table, folder, self.schema, where)
+        except BaseException:
+            remove(session, written)
+            raise
+        remove(session, f"{written}/_delta_log")
 
         def kept() -> Made:
-            found = frame.sparkSession.read.format("delta").load(path)
+            found = session.read.format("delta").load(spark_path(session, path))
             return found.where(_condition(where)).select(*map(quoted, self.schema.names)), None
 
         return SparkRows(self.name, kept, self.schema)
@@ -144,13 +165,20 @@ class _Shaped:
 
 class SparkEngine:
     """The port `Engine` on Spark at a master: local[2], spark://host:7077, yarn, k8s://...; `conf` is Spark's own,
-    `spread` says which keys have too many rows for one task.
+    `spread` says which keys have too many rows for one task, `connect_timeout` how many seconds a master has to answer.
     Spark is started when something is asked for. Safe to share between threads."""
 
     distributed = True
 
-    def __init__(self, master: str, conf: Mapping[str, str] | None = None, spread: Spread | None = None) -> None:
+    def __init__(
+        self,
+        master: str,
+        conf: Mapping[str, str] | None = None,
+        spread: Spread | None = None,
+        connect_timeout: float = 5,
+    ) -> None:
         self.master, self.conf, self.spread = master, dict(conf or {}), spread or Spread()
+        self._connect_timeout = connect_timeout
         self._lock = Lock()
         self._reader: Reader | None = None
 
@@ -159,7 +187,7 @@ class SparkEngine:
         """Reads sources with the engine's session."""
         with self._lock:
             if self._reader is None:
-                self._reader = Reader(acquire(self.master, self.conf))
+                self._reader = Reader(acquire(self.master, self.conf, self._connect_timeout))
             return self._reader
 
     @property
@@ -395,17 +423,6 @@ def _as_type(found: Any, name: str, type_: Type) -> str:
         return to_sql(cast(Ref(Type.from_arrow(arrow.field(name).type), name), type_), "spark")
     except ExpressionError:
         return f"try_cast({quoted(name)} AS {type_.spark})"
-
-
-def _replace(frame: Any, path: str, where: Mapping[str, str]) -> None:
-    """Puts rows in the place of one partition of a Delta table, in one commit."""
-    writer = frame.write.format("delta").mode("overwrite").option("replaceWhere", _condition(where))
-    try:
-        writer.partitionBy(*where).save(path)
-    except Exception as error:
-        if any(word in type(error).__name__ + str(error)[:200] for word in _CONFLICTS):
-            raise ConflictError(f"another writer changed {path} at the same time", hint="Run it again") from error
-        raise
 
 
 def _condition(where: Mapping[str, str]) -> str:

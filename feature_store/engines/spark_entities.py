@@ -18,7 +18,7 @@ from feature_store.engines.spark_rows import Reader, quoted, spark_path
 from feature_store.engines.spark_session import Batches, carried, failing, mapped
 from feature_store.errors import DefinitionError, InvalidInputError, SourceError
 from feature_store.frames import read_table
-from feature_store.storage.remote import is_uri
+from feature_store.storage.remote import is_uri, list_files, open_file
 from feature_store.types import INT64, TIMESTAMP, Schema, Type
 
 GIVEN = "__given"
@@ -122,7 +122,7 @@ def _adopted(reader: Reader, frame: Any) -> Any:
 def _file(reader: Reader, path: str, texts: Collection[str]) -> Any:
     if not is_uri(path) and not Path(path).exists():
         raise SourceError(f"there is no file {path}")
-    place, read = located(path), reader.session.read
+    place, read = located(reader.session, path), reader.session.read
     if path.endswith(".csv"):
         frame = _csv(reader, place, texts)
         # Whole numbers are INT64 in a table read from CSV, however small they are.
@@ -145,17 +145,19 @@ def _csv(reader: Reader, place: str, texts: Collection[str]) -> Any:
     return read.schema(StructType(fields)).csv(place)
 
 
-def located(path: str) -> str:
+def located(session: Any, path: str) -> str:
     """A path of this process, or a URI, as Spark takes it."""
-    return spark_path(path if is_uri(path) else str(Path(path).resolve()))
+    return spark_path(session, path if is_uri(path) else str(Path(path).resolve()))
 
 
 def _nanoseconds(path: str) -> Mapping[str, bool]:
     """Columns of nanoseconds, which Spark reads as numbers; whether each has a zone."""
     if is_uri(path):
-        return {}
-    files = sorted(Path(path).rglob("*.parquet")) if Path(path).is_dir() else [Path(path)]
-    fields = pq.read_schema(files[0]) if files else ()
+        uris = sorted(each for each in list_files(path) if each == path or each.endswith(".parquet"))
+        fields = pq.read_schema(open_file(uris[0])) if uris else ()
+    else:
+        files = sorted(Path(path).rglob("*.parquet")) if Path(path).is_dir() else [Path(path)]
+        fields = pq.read_schema(files[0]) if files else ()
     return {f.name: f.type.tz is not None for f in fields if pa.types.is_timestamp(f.type) and f.type.unit == "ns"}
 
 

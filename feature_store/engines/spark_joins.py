@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from feature_store.engines import windows as events
 from feature_store.engines.scans import KNOWN, TIME
-from feature_store.engines.spark_rows import Reader, ddl, packed, quoted
+from feature_store.engines.spark_rows import Reader, arrow_type, ddl, packed, quoted
 from feature_store.engines.spark_session import Batches, carried, failing, mapped
 from feature_store.engines.windows import Columns, Events
 from feature_store.expressions.relations import LatestRow, Schedule, ScheduledQuery, Window, Windows
@@ -283,7 +283,6 @@ def as_of(
 
 def collected(frame: Any, schema: pa.Schema | None = None) -> pa.Table:
     """All rows of a frame, here, in no order; in the types of the schema, or the frame's own."""
-    from pyspark.sql.pandas.types import to_arrow_type
 
     def pack(batches: Batches) -> Batches:
         for batch in batches:
@@ -291,7 +290,7 @@ def collected(frame: Any, schema: pa.Schema | None = None) -> pa.Table:
                 yield pa.RecordBatch.from_arrays([pa.array([packed(batch)], pa.binary())], ["part"])
 
     if schema is None:
-        schema = pa.schema([pa.field(field.name, to_arrow_type(field.dataType)) for field in frame.schema])
+        schema = pa.schema([pa.field(field.name, arrow_type(field.dataType)) for field in frame.schema])
     parts = frame.mapInArrow(carried(pack), "part BINARY").collect()
     tables = [pa.ipc.open_stream(row[0]).read_all().rename_columns(schema.names).cast(schema) for row in parts]
     return pa.concat_tables(tables) if tables else schema.empty_table()

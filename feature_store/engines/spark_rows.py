@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from inspect import signature
 from itertools import groupby
 from typing import Any
 
@@ -32,6 +34,7 @@ from feature_store.engines.scans import (
     schema_of,
     stamps_of,
 )
+from feature_store.engines.spark_s3 import connect
 from feature_store.engines.spark_session import ROWS_A_BATCH, Batches, carried
 from feature_store.errors import DefinitionError, SourceError
 from feature_store.expressions.instants import DAY
@@ -259,8 +262,8 @@ class Reader:
             arrow = pa.schema([(n, a) for n, _, a in own] + [(n, type_.arrow) for n, type_ in partitions.items()])
             reader = self.session.read.schema(", ".join(read)) if read else self.session.read
             if partitions:
-                reader = reader.option("basePath", spark_path(base_of(files.path)))
-            frame = reader.parquet(*(_GLOB.sub(r"\\\1", spark_path(path)) for path in some))
+                reader = reader.option("basePath", spark_path(self.session, base_of(files.path)))
+            frame = reader.parquet(*(_GLOB.sub(r"\\\1", spark_path(self.session, path)) for path in some))
             yield Part(rows, frame, arrow, files.path, others)
 
     def _footers_of(self, files: Files, paths: Sequence[str]) -> list[tuple[tuple[str, str, pa.DataType], ...]]:
@@ -271,7 +274,7 @@ class Reader:
         return [self._footers[path, files.fingerprints[path]] for path in paths]
 
     def _delta(self, rows: Rows, files: Files) -> Part:
-        frame = self.session.read.format("delta").load(spark_path(files.path))
+        frame = self.session.read.format("delta").load(spark_path(self.session, files.path))
         if files.partial:
             names = [path.rpartition("/")[2] for path in files.fingerprints]
             frame = frame.where(frame["_metadata.file_name"].isin(names))  # no two files have the same
@@ -336,12 +339,11 @@ def schema_of_files(rows: Rows) -> Schema:
 def arrow_of(frame: Any) -> pa.Schema:
     """A frame's columns in Arrow, but those of types that no feature has."""
     from pyspark.errors import PySparkException
-    from pyspark.sql.pandas.types import to_arrow_type
 
     fields = []
     for field in frame.schema:
         try:
-            arrow = to_arrow_type(field.dataType)
+            arrow = arrow_type(field.dataType)
             Type.from_arrow(arrow)
         except (PySparkException, DefinitionError):
             continue
@@ -349,11 +351,32 @@ def arrow_of(frame: Any) -> pa.Schema:
     return pa.schema(fields)
 
 
-def spark_path(path: str) -> str:
-    """A path as Spark takes it, whatever its default file system is."""
-    if not is_uri(path):
+def arrow_type(spark: Any) -> pa.DataType:
+    """A type of Spark's in Arrow, as its frames hand it over. PySpark 4 wants to hear the zone of instants."""
+    from pyspark.sql.pandas.types import to_arrow_type
+
+    zone = {"timezone": "UTC"} if "timezone" in signature(to_arrow_type).parameters else {}
+    return to_arrow_type(spark, **zone)
+
+
+def spark_path(session: Any, path: str) -> str:
+    """A path as Spark takes it, whatever its default file system is; one in S3 can be reached from then on."""
+    scheme, _, rest = path.partition("://")
+    if not rest:
         return f"file://{path}"
-    return path.replace("s3://", "s3a://", 1) if path.startswith("s3://") else path
+    if scheme not in ("s3", "s3a"):
+        return path
+    connect(session.sparkContext)
+    return f"s3a://{rest}"
+
+
+def remove(session: Any, path: str) -> None:
+    """Remove a folder, named as `spark_path` names it, as far as that can be done."""
+    from py4j.protocol import Py4JError
+
+    place = session.sparkContext._jvm.org.apache.hadoop.fs.Path(path)
+    with suppress(Py4JError):
+        place.getFileSystem(session._jsparkSession.sessionState().newHadoopConf()).delete(place, True)
 
 
 def _among(found: Collection[Files], inputs: Collection[str] | None) -> list[Files]:

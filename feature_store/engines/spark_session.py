@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
@@ -28,6 +30,7 @@ from feature_store.errors import (
     SourceError,
     StoreUnavailableError,
 )
+from feature_store.storage.remote import unavailable
 
 Batches = Iterator[pa.RecordBatch]
 
@@ -64,7 +67,12 @@ _ON_THIS_MACHINE = {
 _LOOPBACK = re.compile(r"local(\[.*\])?|spark://(localhost|127\.0\.0\.1)(:\d+)?")
 _MARK = "feature_store in an executor: "
 _OURS = re.compile(_MARK + r"(\{.*\})")
-_CAUSE = re.compile(r"^(?:Caused by: )?(?:[\w.$]+(?:Exception|Error)): (.+)$", re.MULTILINE)
+_CAUSE = re.compile(r"^(?:Caused by: |: )?(?:[\w.$]+(?:Exception|Error)): (.+)$", re.MULTILINE)
+_UNWRITABLE = ("No space left", "quota of", "Permission denied", "DELTA_CANNOT_CREATE_LOG_PATH")
+_IN_S3 = re.compile(r"s3a://([^\s:`',]+)")
+_ANSWER = re.compile(r"Exception: ([^\n(:]*) \(Service: [^;,]*[;,] Status Code: (\d+)[;,](?: Error Code: ([^;]*);)?")
+_NO_ANSWER = re.compile(r"Sdk(?:Client)?Exception: (Unable to (?:execute|load) .*)")
+_CALL = re.compile(r"Call From \S+ to (\S+) failed on [\w ]+: (?:[\w.]+: )?(.*?); For more")
 _ADVICE = re.compile(r"\s*(If necessary|Use [`']try|To return NULL).*")
 
 
@@ -82,9 +90,10 @@ _lock = Lock()
 _running: _Running | None = None
 
 
-def acquire(master: str, conf: Mapping[str, str]) -> Any:
+def acquire(master: str, conf: Mapping[str, str], connect_timeout: float) -> Any:
     """A session of this process's Spark, which is started if it does not run: `release` it. Where the process has a
-    Spark that somebody else started, such as in a notebook, a session of that.
+    Spark that somebody else started, such as in a notebook, a session of that. `connect_timeout`: seconds that each
+    address of the master has to answer.
 
     Raises:
         MissingExtraError: PySpark is not installed.
@@ -94,7 +103,7 @@ def acquire(master: str, conf: Mapping[str, str]) -> Any:
     global _running
     with _lock:
         if _running is None:
-            _running = _started(master, conf)
+            _running = _started(master, conf, connect_timeout)
         elif _running.log and _running.master != master:
             raise SettingsError(
                 f"Spark runs at {_running.master} in this process: it cannot run at {master}, too",
@@ -120,7 +129,7 @@ def release() -> None:
             _stop(found.log.parent)
 
 
-def _started(master: str, conf: Mapping[str, str]) -> _Running:
+def _started(master: str, conf: Mapping[str, str], connect_timeout: float) -> _Running:
     try:
         from pyspark import SparkContext
         from pyspark.sql import SparkSession
@@ -128,6 +137,7 @@ def _started(master: str, conf: Mapping[str, str]) -> _Running:
         raise MissingExtraError("spark", f"the Spark engine (master {master})") from error
     if SparkContext._active_spark_context is not None:
         return _Running(SparkSession.builder.getOrCreate(), master, None)
+    _reach(master, connect_timeout)
     folder = Path(tempfile.mkdtemp(prefix="feature_store-spark-"))
     log = folder / "driver.log"
     try:
@@ -135,6 +145,35 @@ def _started(master: str, conf: Mapping[str, str]) -> _Running:
     except BaseException:
         _stop(folder)
         raise
+
+
+def _reach(master: str, seconds: float) -> None:
+    """Asks a master's addresses whether anybody is there, which takes Spark a minute to tell; of several, such as of
+    standbys, one is enough. What a cluster manager's own configuration says (yarn) is left to its client."""
+    reasons = []
+    for host, port in _addresses(master):
+        try:
+            socket.create_connection((host, port), seconds).close()
+            return
+        except OSError as error:
+            reasons.append(f"{host}:{port}: {error.strerror or error}")
+    if reasons:
+        raise StoreUnavailableError(
+            f"Spark cannot be started at {master}: {', '.join(reasons)}",
+            hint="Check the master's address, and that it runs; connect_timeout says how long to wait for it",
+        )
+
+
+def _addresses(master: str) -> list[tuple[str, int]]:
+    """The hosts and ports that a master names, with those of its standbys; none for yarn and local."""
+    scheme, _, rest = master.partition("://")
+    if scheme == "spark":
+        found = [each.rpartition(":") for each in rest.split(",")]
+        return [(host.strip("[] "), int(port)) for host, _, port in found if host and port.isdecimal()]
+    if scheme == "k8s":
+        url = urlsplit(rest if "://" in rest else f"https://{rest}")
+        return [(url.hostname, url.port or (80 if url.scheme == "http" else 443))] if url.hostname else []
+    return []
 
 
 def _start(context: Any, session: Any, settings: Mapping[str, str], log: Path) -> Any:
@@ -149,9 +188,13 @@ def _start(context: Any, session: Any, settings: Mapping[str, str], log: Path) -
         try:
             gateway = launch(conf, {"stdout": said, "stderr": subprocess.STDOUT})
         except PySparkRuntimeError as error:
+            why = _why_not(log)
+            packages = any(word in why for word in ("unresolved dependency", "download failed"))
             raise SettingsError(
-                f"Spark cannot be started: {_last_line(log) or error}",
-                hint="It needs Java 17: install a JDK, or set JAVA_HOME",
+                f"Spark cannot be started: {why or error}",
+                hint="Maven Central must have these packages and be in reach, and ~/.m2 no halves of them"
+                if packages
+                else "It needs Java 17: install a JDK, or set JAVA_HOME",
             ) from error
         master = settings["spark.master"]
         try:
@@ -193,9 +236,8 @@ def _delta(conf: Mapping[str, str]) -> dict[str, str]:
     packages = conf.get("spark.jars.packages")
     if "spark.sql.extensions" in conf:
         return {"spark.jars.packages": packages} if packages else {}
-    scala = "2.12" if version("pyspark").startswith("3.") else "2.13"
     try:
-        delta = f"io.delta:delta-spark_{scala}:{version('delta-spark')}"
+        delta = _delta_package(version("pyspark"), version("delta-spark"))
     except PackageNotFoundError as error:
         raise MissingExtraError("spark", "Delta on Spark") from error
     return {
@@ -203,6 +245,13 @@ def _delta(conf: Mapping[str, str]) -> dict[str, str]:
         "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
     }
+
+
+def _delta_package(spark: str, delta: str) -> str:
+    """Where Maven has Delta's jar: from 4.1 on there is one for each release of Spark."""
+    scala = "2.12" if spark.startswith("3.") else "2.13"
+    release = f"_{'.'.join(spark.split('.')[:2])}" if tuple(map(int, delta.split(".")[:2])) >= (4, 1) else ""
+    return f"io.delta:delta-spark{release}_{scala}:{delta}"
 
 
 @contextmanager
@@ -231,9 +280,43 @@ def mapped(name: str, error: type[FeatureStoreError] = SourceError) -> Iterator[
         ours = _OURS.findall(str(raised))
         if ours:
             raise _unpacked(json.loads(ours[-1])) from raised
+        if away := _away(str(raised)):
+            raise away from raised
         raise error(f"{name} cannot be read: {_reason(raised)}") from raised
     except (OSError, pa.ArrowException) as raised:
         raise error(f"{name} cannot be read: {str(raised).splitlines()[0]}") from raised
+
+
+@contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Tells a place that cannot be written from rows that cannot be computed: Spark says both alike. Goes within
+    `mapped`."""
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    try:
+        yield
+    except (PySparkException, Py4JError) as raised:
+        why = _reason(raised)
+        if not _OURS.search(str(raised)) and any(word in why for word in _UNWRITABLE):
+            raise StoreUnavailableError(
+                f"{path} cannot be written now: {why}",
+                hint="Check the free space and permissions, there and where Spark spills; nothing was committed",
+            ) from raised
+        raise
+
+
+def _away(text: str) -> StoreUnavailableError | None:
+    """What is wrong with S3 or HDFS, if that is what an error of Hadoop's clients says."""
+    place, call = _IN_S3.search(text), _CALL.search(text)
+    if place and (answer := _ANSWER.search(text)):
+        said, status, code = answer.groups()
+        code = "AccessDenied" if status == "403" and (code or "403").startswith("403") else code or status
+        return unavailable(f"s3://{place[1]}", OSError(f"{said.rstrip('.')} ({code})"))
+    if place and (cause := _NO_ANSWER.search(text)):
+        none = "credentials" in cause[1]
+        return unavailable(f"s3://{place[1]}", OSError("there are no credentials for it" if none else cause[1]))
+    return unavailable(f"hdfs://{call[1]}", OSError(call[2])) if call else None
 
 
 def carried(function: Callable[[Batches], Batches]) -> Callable[[Batches], Batches]:
@@ -272,6 +355,9 @@ def _reason(raised: Exception) -> str:
     return _ADVICE.sub("", line.strip())
 
 
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+def _why_not(log: Path) -> str:
+    """What a JVM that ended before Spark ran has said of that: what it raised, or its last line."""
+    text = log.read_text(errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    raised = [line.partition(": ")[2] for line in lines if line.startswith('Exception in thread "main"')]
+    return (raised or lines or [""])[-1]

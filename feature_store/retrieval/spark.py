@@ -84,7 +84,7 @@ class SparkJob(HistoricalJob):
         if not is_uri(str(path)) and Path(path).exists():
             raise InvalidInputError(f"there is already something at {path}", hint="Name a folder that does not exist")
         with mapped(f"the answer for {path}"):
-            self.to_spark_df().write.parquet(located(str(path)))
+            self.to_spark_df().write.parquet(located(self._engine.session, str(path)))
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
@@ -160,7 +160,8 @@ class SparkJob(HistoricalJob):
             for at in kept:
                 frames.append(self._shared(snapshots.elsewhere, at).selectExpr(*columns, f"{at}L AS {VALID}"))
         elif kept:
-            stored = self._engine.session.read.format("delta").load(spark_path(self._offline.path(snapshots.path)))
+            session = self._engine.session
+            stored = session.read.format("delta").load(spark_path(session, self._offline.path(snapshots.path)))
             among = ", ".join(f"'{at}'" for at in kept)
             stored = stored.where(f"CAST({VALID_FROM} AS STRING) IN ({among})")
             frames.append(stored.selectExpr(*columns, f"CAST({VALID_FROM} AS BIGINT) AS {VALID}"))

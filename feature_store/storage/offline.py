@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ import pyarrow.dataset as ds
 import pyarrow.fs as fs
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction, RemoveAction
 
 from feature_store.errors import (
     ConflictError,
@@ -25,7 +27,7 @@ from feature_store.errors import (
     SettingsError,
     StoreUnavailableError,
 )
-from feature_store.storage.remote import file_info, is_uri, remove, storage_options, unavailable
+from feature_store.storage.remote import file_info, is_uri, open_file, remove, storage_options, unavailable
 from feature_store.types import Schema
 
 if TYPE_CHECKING:
@@ -64,14 +66,10 @@ class OfflineStore:
         with _mapped(self.path(table)):
             return is_delta(self.path(table))
 
-    def append(
-        self,
-        table: str,
-        rows: pa.Table,
-        partition_by: Sequence[str] = (),
-    ) -> None:
+    def append(self, table: str, rows: pa.Table, partition_by: Sequence[str] = ()) -> None:
         """Add rows in one commit. The first append makes the table; columns that it lacks are added to it."""
-        data, options = _normal(rows), {"schema_mode": "merge", "partition_by": list(partition_by) or None}
+        data = _normal(rows)
+        options: dict[str, Any] = {"schema_mode": "merge", "partition_by": list(partition_by) or None}
         with _mapped(self.path(table)):
             for _ in range(_FIRST_RETRIES):
                 try:
@@ -139,11 +137,39 @@ class OfflineStore:
                 except DeltaError as error:
                     if "already exists" not in str(error):
                         raise
-            self._write(table, data, mode="overwrite", predicate=_predicate(where))
+            self._write(table, data, mode="overwrite", predicate=_predicate(where), replaced=where)
 
-    def _write(self, table: str, data: pa.Table | pa.RecordBatchReader, **options: Any) -> None:
-        options = {"commit_properties": _commit({})} | options
-        write_deltalake(self.path(table), data, storage_options=self._options, **options)
+    def adopt(self, table: str, folder: str, schema: pa.Schema, where: Mapping[str, str]) -> None:
+        """Put the rows of a Delta table of one commit, which `folder` of this table's own folder holds, in the place of
+        one partition, in one commit: its files become this table's. `schema`: of its rows."""
+        path = self.path(table)
+        fields = [*schema, *(pa.field(name, pa.string()) for name in where if name not in schema.names)]
+        columns = pa.schema(fields)
+        with _mapped(path):
+            DeltaTable.create(path, columns, mode="ignore", partition_by=list(where), storage_options=self._options)
+            _opened(path).create_write_transaction(
+                _added(f"{path}/{folder}", folder, where),
+                "overwrite",
+                columns,
+                list(where),
+                [(name, "=", value) for name, value in where.items()],
+                commit_properties=_properties(where),
+            )
+
+    def _write(
+        self,
+        table: str,
+        data: pa.Table | pa.RecordBatchReader,
+        replaced: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> None:
+        write_deltalake(
+            self.path(table),
+            data,
+            storage_options=self._options,
+            commit_properties=_properties(replaced or {}),
+            **options,
+        )
 
     def partitions(self, table: str) -> list[dict[str, str]]:
         """The partitions that hold rows, sorted; empty where there is no such table."""
@@ -251,6 +277,33 @@ def _filesystem(path: str) -> fs.FileSystem | None:
     """Arrow's own files for a local path: the driver's are written in Python, and Arrow's threads may still be at work
     in them when the process ends, which aborts it."""
     return None if is_uri(path) else fs.SubTreeFileSystem(path, fs.LocalFileSystem())
+
+
+def _properties(replaced: Mapping[str, str]) -> CommitProperties:
+    """Commits that replace the same partition conflict even where neither finds rows to remove: they name the same
+    application's transaction."""
+    return _commit({f"replace {json.dumps(dict(replaced), sort_keys=True)}": 0} if replaced else {})
+
+
+def _added(uri: str, folder: str, where: Mapping[str, str]) -> list[AddAction | RemoveAction]:
+    """The files of a Delta table's first commit, as those of the table around it."""
+    with _open(f"{uri}/{_LOG_FOLDER}/{0:020}.json") as log:
+        found = [said["add"] for line in log.read().splitlines() if "add" in (said := json.loads(line))]
+    return [
+        AddAction(
+            f"{folder}/{each['path']}",
+            each["size"],
+            dict(where),
+            each["modificationTime"],
+            True,
+            each.get("stats", "{}"),
+        )
+        for each in found
+    ]
+
+
+def _open(path: str) -> Any:
+    return open_file(path) if is_uri(path) else open(path, "rb")
 
 
 def _predicate(where: Mapping[str, str]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
@@ -56,16 +56,21 @@ def storage_options(location: str) -> dict[str, str]:
     if _SCHEMES[scheme] != "s3":
         return {}
     options = {**_RETRIES, "aws_conditional_put": os.environ.get("AWS_CONDITIONAL_PUT", "etag")}
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    endpoint, region = s3_address(os.environ)
     if endpoint:
-        # A store of one's own: whoever writes http means it, and its region is seldom looked at.
-        options |= {"aws_endpoint_url": endpoint}
+        # A store of one's own: whoever writes http means it.
+        options |= {"aws_endpoint_url": endpoint, "aws_region": region}
         options |= {"aws_allow_http": "true"} if endpoint.startswith("http://") else {}
-        if not (os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")):
-            options["aws_region"] = "us-east-1"
         if not os.environ.get("AWS_ACCESS_KEY_ID"):
             options["aws_force_credential_load"] = "true"  # profiles and roles, which a store of one's own goes without
     return options
+
+
+def s3_address(said: Mapping[str, str]) -> tuple[str, str]:
+    """The endpoint and the region of S3 where the environment says this; "" for Amazon's own, and for one not known."""
+    endpoint = said.get("AWS_ENDPOINT_URL_S3") or said.get("AWS_ENDPOINT_URL", "")
+    region = said.get("AWS_REGION") or said.get("AWS_DEFAULT_REGION", "")
+    return endpoint, region or ("us-east-1" if endpoint else "")  # a store of one's own seldom looks at it
 
 
 def reason(error: BaseException) -> str:

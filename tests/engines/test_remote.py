@@ -15,6 +15,7 @@ from deltalake import write_deltalake
 
 from feature_store.engines.local import LocalEngine, mapped
 from feature_store.engines.scans import Scan
+from feature_store.engines.spark import SparkEngine
 from feature_store.errors import SourceError, StoreUnavailableError
 from feature_store.expressions.relations import Rows
 from feature_store.storage.remote import remove
@@ -99,7 +100,7 @@ def rows_at(path: str) -> Rows:
     return Rows("s", Schema(()), path, None, None, None, (), None)
 
 
-def read(engine: LocalEngine, path: str) -> tuple[Schema, list[dict[str, Any]], int]:
+def read(engine: LocalEngine | SparkEngine, path: str) -> tuple[Schema, list[dict[str, Any]], int]:
     """The schema, all rows and the number of files of a source."""
     schema = engine.schema(rows_at(path))
     rows = Rows("s", schema, path, None, None, None, (), None)
@@ -114,6 +115,16 @@ def test_the_same_is_read(maker: Callable[[Path], str], remote: Remote, engine: 
     schema, rows, files = read(engine, f"{uri}/{name}")
     assert (schema, rows, files) == read(engine, f"{tmp_path}/{name}")
     assert len(rows) >= 3 and files >= 1
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("maker", MAKERS, ids=lambda maker: maker.__name__)
+def test_spark_reads_the_same(
+    maker: Callable[[Path], str], remote: Remote, engine: LocalEngine, spark_engine: SparkEngine, tmp_path: Path
+) -> None:
+    name = maker(tmp_path)
+    uri = remote.put(tmp_path, "files")
+    assert read(spark_engine, f"{uri}/{name}") == read(engine, f"{tmp_path}/{name}")
 
 
 @pytest.mark.parametrize("maker", [partitioned, delta, delta_by_text], ids=lambda maker: maker.__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from feature_store.expressions.scalars import bind
 from feature_store.storage.offline import OfflineStore
 from feature_store.storage.online import EVENT_TIME
 from feature_store.types import FLOAT64, INT64, STRING, TIMESTAMP, Schema
+from tests.servers import free_port
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -268,18 +270,21 @@ def test_a_process_has_one_spark(spark_engine: SparkEngine) -> None:
         _ = SparkEngine("yarn").session
 
 
-def run(code: str, **environment: str) -> str:
+def run(code: str, *arguments: str, **environment: str) -> str:
     given = {**os.environ, **environment}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=given, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=given, timeout=300
+    )
     assert not done.stderr, done.stderr
     return done.stdout.strip()
 
 
 _ASK = """
+import sys
 from feature_store.engines.spark import SparkEngine
 from feature_store.errors import FeatureStoreError
 try:
-    SparkEngine("local[1]").session
+    SparkEngine(*sys.argv[1:] or ["local[1]"], connect_timeout=2).session
 except FeatureStoreError as error:
     print(type(error).__name__, error)
 """
@@ -295,3 +300,40 @@ def test_without_java_that_is_said(tmp_path: Path) -> None:
     said = run(_ASK, JAVA_HOME=str(tmp_path))
     assert said.startswith("SettingsError Spark cannot be started: ")
     assert said.endswith("It needs Java 17: install a JDK, or set JAVA_HOME")
+
+
+@pytest.mark.parametrize("master", ["spark://127.0.0.1:{0}", "spark://127.0.0.1:{0},127.0.0.1:{0}",
+                                    "k8s://https://127.0.0.1:{0}"])  # fmt: skip
+def test_a_master_that_is_not_there(master: str) -> None:
+    """No JVM starts for it."""
+    port = free_port()
+    said = run(_ASK, master.format(port), JAVA_HOME="/nowhere")
+    assert said.startswith(
+        f"StoreUnavailableError Spark cannot be started at {master.format(port)}: 127.0.0.1:{port}: "
+    )
+    assert "Connection refused" in said
+    assert "Check the master's address, and that it runs" in said
+
+
+def test_a_master_whose_host_is_not_known() -> None:
+    said = run(_ASK, "spark://nowhere.invalid:7077")
+    assert said.startswith("StoreUnavailableError Spark cannot be started at spark://nowhere.invalid:7077: ")
+
+
+def test_a_master_that_does_not_answer() -> None:
+    """As behind a wall that drops what comes: nobody accepts, and nobody refuses."""
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        port = deaf.getsockname()[1]
+        waiting = [socket.socket() for _ in range(4)]
+        for each in waiting:
+            each.setblocking(False)
+            each.connect_ex(("127.0.0.1", port))
+        try:
+            said = run(_ASK, f"spark://127.0.0.1:{port}", JAVA_HOME="/nowhere")
+        finally:
+            for each in waiting:
+                each.close()
+    assert said.startswith(f"StoreUnavailableError Spark cannot be started at spark://127.0.0.1:{port}: ")
+    assert "timed out" in said

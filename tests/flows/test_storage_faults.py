@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import subprocess
 from collections.abc import Iterator
@@ -17,7 +16,10 @@ from feature_store.definitions.tables import latest_table, snapshots_path
 from feature_store.errors import FeatureStoreError, SettingsError, StoreUnavailableError
 from feature_store.expressions.instants import instant
 from tests.flows.broken import END, FS, RUNS, START, add, error_of, events, fs, make, start, visible, wait_for
+from tests.flows.disks import fill, small_disk
 from tests.servers import RedisServer, free_port
+
+__all__ = ["small_disk"]
 
 ROWS = events(3_000, 300)
 LAST_DAYS = ("2024-04-18T12:00:00Z", END)
@@ -114,26 +116,6 @@ def test_an_incremental_run_fills_a_redis_that_lost_everything(
     assert store.offline_store.partitions(snapshots_path(store.catalog.views["d_queried"])) == kept
     assert store.materialize_incremental(END) == 0
     store.close()
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 400 KB for the offline store; where it cannot be mounted, the test asks for root."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small disk takes root; a limit on files is tested in any case")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """A file that takes all of the free space but a little."""
-    path = disk / "filling"
-    free = os.statvfs(disk)
-    path.write_bytes(b"x" * (free.f_bavail * free.f_frsize - 8192))
-    return path
 
 
 def test_a_disk_runs_full_while_snapshots_are_kept(tmp_path: Path, small_disk: Path) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import resource
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Barrier
 
 import pyarrow as pa
 import pytest
@@ -185,6 +186,49 @@ def test_concurrent_writers(location: str, store: OfflineStore) -> None:
     assert "done" in answers
     left = store.read("t")["x"].to_pylist()
     assert len(left) == 2 and left[0] == left[1] >= 100
+
+
+def staged(store: OfflineStore, folder: str, *values: int) -> None:
+    """Files of a table of its own below "t", as an engine leaves them."""
+    OfflineStore(store.path("t"), Path("/")).append(folder, pa.table({"x": pa.array(values, pa.int64())}))
+
+
+def test_files_are_adopted_in_place_of_a_partition(store: OfflineStore) -> None:
+    schema = pa.schema([("x", pa.int64())])
+    for folder, day, values in (("a", "it's a b", (1, 2)), ("b", "2", (3,)), ("c", "it's a b", (4,))):
+        staged(store, folder, *values)
+        store.adopt("t", folder, schema, {"day": day})
+    assert sorted(store.read("t")["x"].to_pylist()) == [3, 4]
+    assert store.partitions("t") == [{"day": "2"}, {"day": "it's a b"}]
+    store.replace("t", rows("2", 5), {"day": "2"})
+    assert store.read("t", {"day": "2"})["x"].to_pylist() == [5]
+    staged(store, "d")
+    store.adopt("t", "d", schema, {"day": "2"})
+    assert store.read("t", {"day": "2"}).num_rows == 0
+
+
+def test_of_writers_of_one_empty_partition_one_wins(store: OfflineStore) -> None:
+    """Whether rows are written or adopted: there is nothing to remove over which they could meet."""
+    schema, start = pa.schema([("x", pa.int64())]), Barrier(4)
+    store.replace("t", rows("first", 0), {"day": "first"})
+
+    def work(number: int, day: str) -> str:
+        start.wait()
+        try:
+            if number % 2:
+                store.replace("t", rows(day, number), {"day": day})
+            else:
+                staged(store, f"{day}-{number}", number)
+                store.adopt("t", f"{day}-{number}", schema, {"day": day})
+        except ConflictError:
+            return "told"
+        return "kept"
+
+    for day in ("1", "2", "3"):
+        with ThreadPoolExecutor(4) as pool:
+            ends = list(pool.map(work, range(4), [day] * 4))
+        assert "kept" in ends
+        assert store.read("t", {"day": day}).num_rows == 1
 
 
 def test_files_of_a_delta_table(store: OfflineStore) -> None:
