@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 KAFKA, FLINK = "kafka", "flink"
 
 _LOOK_EVERY_S = 0.5
+_RUNNING = "RUNNING"
 _JOB_EVERY_S = 5.0
 _START_S, _STOP_S = 120.0, 120.0
 
@@ -116,7 +117,7 @@ class Streams:
         if state.engine == FLINK and not self._flink(source).is_embedded:
             job = self._flink(source).start()
             self.notice(f'the stream of "{source}" is job {job} of {self._flink(source).jobs.address}')
-        elif self._alive(source):
+        elif self._works(source):
             self.notice(f'the stream of "{source}" runs already')
         else:
             self._spawn(source)
@@ -144,6 +145,14 @@ class Streams:
     def _alive(self, source: str) -> list[StreamWorker]:
         return [worker for worker in self.store.registry.streams.workers(source) if worker.silent < SILENT]
 
+    def _works(self, source: str) -> bool:
+        """Whether a worker is there, or a job whose workers begin with the first message."""
+        if self._alive(source):
+            return True
+        state = self.store.registry.streams.get(source)
+        job = self._flink(source).status() if state and state.engine == FLINK else None
+        return job is not None and job.state == _RUNNING
+
     def _spawn(self, source: str) -> None:
         log = self.store.root / "data" / "streams" / f"{source}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +163,7 @@ class Streams:
                 [*command, *place], stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
             )
         deadline = time.monotonic() + _START_S
-        while not self._alive(source):
+        while not self._works(source):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise StoreUnavailableError(
                     f'the stream of "{source}" did not start: {_last_line(log)}', hint=f"Its log is in {log}"
@@ -256,7 +265,7 @@ class Streams:
         except FeatureStoreError as error:
             errors.append(str(error))
         job = self._flink(source).status() if state and state.engine == FLINK else None
-        if job is not None and job.error:
+        if job is not None and job.error and job.state != _RUNNING:
             errors.append(job.error)
         newest = max((worker.newest for worker in workers if worker.newest is not None), default=None)
         behind = max((worker.behind for worker in alive if worker.behind is not None), default=None)
@@ -265,7 +274,7 @@ class Streams:
             "topic": self.store.catalog.kafka(source).topic,
             "views": [view.name for view in self.store.receivers(source)],
             "engine": state.engine if state else self.engine_of(source),
-            "state": _state(state, alive, errors),
+            "state": _state(state, bool(alive) or (job is not None and job.state == _RUNNING), errors),
             "workers": len(alive),
             "lag_events": lag,
             "lag_seconds": None if behind is None else round(behind / SECOND, 3),
@@ -278,6 +287,7 @@ class Streams:
             "job": state.job.get("id") if job and state else None,
             "job_state": job.state if job else None,
             "restarts": job.restarts if job else None,
+            "last_failure": job.error if job else None,
             "checkpoints": job.completed_checkpoints if job else None,
             "failed_checkpoints": job.failed_checkpoints if job else None,
             "checkpoint": _shown(job.checkpoint) if job else None,
@@ -306,10 +316,10 @@ class Streams:
         return self.store.materialize_incremental(time.time_ns() // 1000, [view], progress)
 
 
-def _state(state: StreamState | None, alive: Sequence[StreamWorker], errors: Sequence[str]) -> str:
+def _state(state: StreamState | None, works: bool, errors: Sequence[str]) -> str:
     if state is None or not state.running:
-        return "stopping" if alive else "stopped"
-    if not alive:
+        return "stopping" if works else "stopped"
+    if not works:
         return "no worker"
     return "failing" if errors else "running"
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from feature_store.expressions.instants import DAY, HOUR, MINUTE, to_datetime
+from tests.jars import jars
 from tests.live import VIEWS, Event, Live, repository, until
-from tests.servers import KafkaServer, RedisServer
+from tests.servers import FlinkCluster, KafkaServer, RedisServer
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -159,9 +160,83 @@ def test_whatever_dies_every_acknowledged_event_counts_once(
     finally:
         for worker in workers:
             worker.kill()
+    check(live, events)
+
+
+def check(live: Live, events: list[Event]) -> None:
+    """Online is what brute force counts, and what history says."""
     wanted, features = expected(events), [*FEATURES, "week:seen", "week:mean"]
     found = live.online(features, USERS)
     assert {name: found[name] for name in wanted} == wanted
     past = live.history(features, USERS)
     assert found == {name: past[name] for name in found}
     live.store.close()
+
+
+@pytest.fixture
+def flink() -> Iterator[FlinkCluster]:
+    pytest.importorskip("pyflink")
+    cluster = FlinkCluster().start()
+    yield cluster
+    cluster.close()
+
+
+def test_whatever_dies_of_flink_every_acknowledged_event_counts_once(
+    tmp_path: Path, kafka: KafkaServer, redis: RedisServer, flink: FlinkCluster
+) -> None:
+    topic = kafka.topic(3)
+    conf = {"pipeline.jars": f"{jars('flink')}/*.jar", "parallelism.default": 2}
+    conf |= {"execution.checkpointing.interval": "1 s", "restart-strategy.exponential-delay.max-backoff": "2 s"}
+    conf |= {"execution.checkpointing.savepoint-dir": (tmp_path / "savepoints").as_uri()}
+    settings = {"online_store": redis.url, "engines": {"flink": {"master": flink.url, "conf": conf}}}
+    live = Live(repository(tmp_path, kafka, topic, "flink", settings), kafka, topic)
+    load = Load(kafka, topic, 400)
+    watch = live.process()  # submits the job, and again where the cluster has lost it
+
+    def wait_for_more(count: int) -> None:
+        more = len(load.acknowledged) + count
+        until(lambda: len(load.acknowledged) >= more, 120)
+
+    def goes_on() -> bool:
+        (status,) = live.streams.status(["clicks"])
+        return status["state"] == "running" and status["lag_events"] is not None and status["lag_events"] < 1000
+
+    def kill_task_manager() -> None:
+        flink.kill_task_manager()
+        flink.start()
+
+    def kill_job_manager() -> None:
+        flink.kill_job_manager()
+        flink.start()
+
+    def kill_redis() -> None:
+        redis.stop()
+        wait_for_more(200)
+        redis.start()
+
+    def kill_kafka() -> None:
+        kafka.stop()
+        kafka.start()
+
+    faults = [flink.kill_worker, kill_redis, kill_task_manager, kill_kafka, kill_job_manager]
+    try:
+        until(lambda: live.streams.status(["clicks"])[0]["state"] == "running", 180)
+        load.start()
+        for fault in faults:
+            wait_for_more(800)
+            until(goes_on, 180)
+            fault()
+            if fault is kill_redis:
+                (tmp_path / "views.yaml").write_text(VIEWS.format(topic=topic, engine="flink") + LATER)
+                live.store.apply()
+        wait_for_more(400)
+        live.fs("stream", "bootstrap", "week")
+        events = load.stop()
+        until(live.caught_up, 240)
+        (status,) = json.loads(live.fs("stream", "status", "--json"))
+        assert status["lag_events"] == status["lost"] == status["bad"] == 0
+        live.fs("stream", "stop")
+        assert watch.wait(60) == 0
+    finally:
+        watch.kill()
+    check(live, events)
