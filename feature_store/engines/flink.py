@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -24,13 +24,10 @@ from glob import glob
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
-
-import numpy as np
-import numpy.typing as npt
 
 from feature_store.engines.flink_kafka import java_properties
 from feature_store.errors import ConflictError, FeatureStoreError, MissingExtraError, NotFoundError, SettingsError
@@ -53,36 +50,13 @@ _WHOLE = re.compile(r"/(chk-(\d+))/_metadata$")  # written last
 _TRACEBACK = "Traceback (most recent call last):"
 
 
-class Handler(Protocol):
-    """What a job hands the messages of a topic to. Those of a partition reach one handler at a time, in the order of
-    their offsets; after a failure some of them come again.
-    """
-
-    def handle(
-        self,
-        partitions: npt.NDArray[np.int32],
-        offsets: npt.NDArray[np.int64],
-        timestamps: npt.NDArray[np.int64],
-        keys: Sequence[bytes | None],
-        values: Sequence[bytes | None],
-    ) -> list[str | None]:
-        """Why each message is refused, None where it is taken; returns when those are where they shall be. Timestamps
-        are milliseconds. What it raises fails the job, which Flink starts again from its latest checkpoint.
-        """
-        ...
-
-    def close(self) -> None:
-        """The worker ends, or the job does."""
-        ...
-
-
 @dataclass(frozen=True)
 class StreamJob:
     """A topic, and the handler that takes its messages.
 
     `conf`: the options of the Kafka client, in librdkafka's names. `handler`: "package.module:function", which workers
-    call as `function(argument, worker's name)` for a `Handler`. `dead_letters`: a topic that exists; each message there
-    has the headers reason, topic, partition, offset and timestamp (milliseconds).
+    call as `function(argument, worker's name)` for a `streams.Handler`. `dead_letters`: a topic that exists; each
+    message there has the headers reason, topic, partition, offset and timestamp (milliseconds).
     """
 
     name: str

@@ -12,8 +12,11 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pyflink.table.udf import ScalarFunction
+
+from feature_store.engines.streams import Messages
 
 _instances = count()
 
@@ -36,13 +39,17 @@ class Handle(ScalarFunction):  # type: ignore[misc]
         self, partitions: pd.Series, offsets: pd.Series, timestamps: pd.Series, keys: pd.Series, values: pd.Series
     ) -> pd.Series:
         """The reason of each message, None where it was taken."""
-        reasons = self._handler.handle(
-            partitions.to_numpy("int32"),
+        order = np.argsort(partitions.to_numpy("int64"), kind="stable")
+        messages = Messages(
+            partitions.to_numpy("int64"),
             offsets.to_numpy("int64"),
-            timestamps.to_numpy("int64"),
+            timestamps.to_numpy("int64") * 1000,
             keys.tolist(),
             values.tolist(),
-        )
+        ).take(order)
+        reasons: list[str | None] = [None] * len(messages)
+        for at, reason in self._handler.handle(messages):
+            reasons[int(order[at])] = reason
         return pd.Series(reasons, dtype=object)
 
     def close(self) -> None:

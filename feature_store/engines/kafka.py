@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from feature_store.engines.streams import Bad, Handler, Messages
+from feature_store.engines.streams import Bad, Member, Messages
 from feature_store.errors import FeatureStoreError, MissingExtraError, SourceError, StoreUnavailableError
 
 try:
@@ -195,7 +195,7 @@ class ConsumerGroup:
     Where to begin is the handler's to say: it knows what it has stored. Offsets are committed for those who look.
     """
 
-    def __init__(self, topic: Topic, group: str, dead_letters: Topic, handler: Handler) -> None:
+    def __init__(self, topic: Topic, group: str, dead_letters: Topic, handler: Member) -> None:
         self._topic, self._group, self._handler = topic, group, handler
         self._dead_letters = DeadLetters(dead_letters, topic)
 

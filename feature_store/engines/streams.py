@@ -61,7 +61,17 @@ Bad = Sequence[tuple[int, str]]
 
 
 class Handler(Protocol):
-    """Takes the messages of some partitions of a topic, one batch after the other."""
+    """Takes the messages of some partitions of a topic, one batch after the other. After a failure some come again."""
+
+    def handle(self, messages: Messages) -> Bad:
+        """Take messages; when it returns they are stored. What it raises has the reader begin again."""
+
+    def close(self) -> None:
+        """No more will come."""
+
+
+class Member(Handler, Protocol):
+    """The handler of a member of a consumer group, which learns what falls to it."""
 
     def assigned(self, ranges: Mapping[int, tuple[int, int]]) -> dict[int, int]:
         """These partitions are to be read from now on; `ranges` are the offsets that they hold, from (the first) to
@@ -69,9 +79,6 @@ class Handler(Protocol):
 
     def revoked(self, partitions: Sequence[int], lost: bool) -> None:
         """These are no longer to be read; `lost`: another reads them already."""
-
-    def handle(self, messages: Messages) -> Bad:
-        """Take messages; when it returns they are stored."""
 
     def seen(self, ends: Mapping[int, int]) -> None:
         """How far partitions go now: the offset behind the last message."""

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import yaml
 
 from feature_store.engines.flink import FlinkJobs, JobStatus, StreamJob
-from feature_store.engines.streams import Messages
+from feature_store.engines.streams import Bad, Messages
 from feature_store.errors import ConflictError, FeatureStoreError, NotFoundError
 from feature_store.pipelines.stream_task import StreamTask
 from feature_store.pipelines.topics import dead_letters_of, group_of
@@ -53,26 +51,13 @@ class _Worker:
         read = self._store.topic(source).read
         self._task = StreamTask(self._store, source, name, read=read)
 
-    def handle(
-        self,
-        partitions: npt.NDArray[np.int32],
-        offsets: npt.NDArray[np.int64],
-        timestamps: npt.NDArray[np.int64],
-        keys: Sequence[bytes | None],
-        values: Sequence[bytes | None],
-    ) -> list[str | None]:
-        """As `engines.flink.Handler`."""
-        order = np.argsort(partitions, kind="stable")
-        messages = Messages(partitions.astype(np.int64), offsets, timestamps * 1000, keys, values).take(order)
+    def handle(self, messages: Messages) -> Bad:
+        """As `StreamTask.handle`; what it raises can be seen in the status, too."""
         try:
-            bad = self._task.handle(messages)
+            return self._task.handle(messages)
         except FeatureStoreError as error:
             self._task.failing(error)
             raise
-        reasons: list[str | None] = [None] * len(values)
-        for at, reason in bad:
-            reasons[int(order[at])] = reason
-        return reasons
 
     def close(self) -> None:
         """Lands what was taken."""

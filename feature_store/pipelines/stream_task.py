@@ -47,7 +47,7 @@ Read = Callable[[int, int, int], Iterator[Messages]]
 
 
 class StreamTask:
-    """The handler of one worker (see `engines.streams.Handler`); `close` it in the end.
+    """The handler of one worker (see `engines.streams.Member`); `close` it in the end.
 
     `latest`: where the log knows nothing of a partition, begin behind its last message. `read` reads messages again
     that a worker before this one applied and did not land, where the engine itself begins behind them. `clock` gives

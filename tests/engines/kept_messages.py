@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+
+from feature_store.engines.streams import Bad, Messages
 
 
 class Keeper:
@@ -15,17 +16,16 @@ class Keeper:
         self._folder, self._worker = folder, worker
         self._file = os.open(folder / "messages", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-    def handle(self, partitions: Any, offsets: Any, timestamps: Any, keys: Any, values: Any) -> list[str | None]:
+    def handle(self, messages: Messages) -> Bad:
         if (self._folder / "broken").exists():
             raise RuntimeError("the store is away")
+        places = zip(messages.partitions.tolist(), messages.offsets.tolist(), messages.produced.tolist(), strict=True)
         lines = [
-            json.dumps([self._worker, partition, offset, timestamp, _text(key), _text(value)])
-            for partition, offset, timestamp, key, value in zip(
-                partitions.tolist(), offsets.tolist(), timestamps.tolist(), keys, values, strict=True
-            )
+            json.dumps([self._worker, partition, offset, produced // 1000, _text(key), _text(value)])
+            for (partition, offset, produced), key, value in zip(places, messages.keys, messages.values, strict=True)
         ]
         os.write(self._file, "".join(line + "\n" for line in lines).encode())
-        return [f"{value!r} is bad" if value and value.startswith(b"bad") else None for value in values]
+        return [(at, f"{v!r} is bad") for at, v in enumerate(messages.values) if v and v.startswith(b"bad")]
 
     def close(self) -> None:
         os.close(self._file)
