@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from feature_store.expressions.ranges import Ints
+
+
+@dataclass(frozen=True)
+class TopicId:
+    """A topic: its name, and the id that no other topic ever has, of the same name neither; "" where brokers do not
+    tell it."""
+
+    name: str
+    id: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,19 +68,24 @@ class Messages:
 Bad = Sequence[tuple[int, str]]
 """Of messages that cannot be taken, which each is, and the reason."""
 
+Reject = Callable[[Messages, Bad], object]
+"""Keeps messages that cannot be taken; they are stored when it returns."""
+
 
 class Handler(Protocol):
     """Takes the messages of some partitions of a topic, one batch after the other."""
 
-    def assigned(self, ranges: Mapping[int, tuple[int, int]]) -> dict[int, int]:
-        """These partitions are to be read from now on; `ranges` are the offsets that they hold, from (the first) to
-        (behind the last). Where to begin in each."""
+    def assigned(
+        self, topic: TopicId, ranges: Mapping[int, tuple[int, int]], partitions: Collection[int]
+    ) -> dict[int, int]:
+        """These partitions are to be read from now on; `ranges` are the offsets that all of the topic hold, from (the
+        first) to (behind the last). Where to begin in each."""
 
     def revoked(self, partitions: Sequence[int], lost: bool) -> None:
         """These are no longer to be read; `lost`: another reads them already."""
 
-    def handle(self, messages: Messages) -> Bad:
-        """Take messages; when it returns they are stored."""
+    def handle(self, messages: Messages, reject: Reject) -> object:
+        """Take messages; when it returns they are stored. Those that cannot be taken go to `reject`."""
 
     def seen(self, ends: Mapping[int, int]) -> None:
         """How far partitions go now: the offset behind the last message."""

@@ -50,8 +50,8 @@ class _Worker:
             file.write_text(text, encoding="utf-8")
         self._store = FeatureStore(self._folder.name)
         source = told["source"]
-        read = self._store.topic(source).read
-        self._task = StreamTask(self._store, source, name, read=read)
+        topic = self._store.topic(source)
+        self._task = StreamTask(self._store, source, name, topic=topic.identity, read=topic.read)
 
     def handle(
         self,
