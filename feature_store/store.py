@@ -39,6 +39,7 @@ from feature_store.materialization.boundary import Boundary
 from feature_store.materialization.push import Destination, Pusher, receivers
 from feature_store.materialization.rollout import KEPT_FOR, Rollout
 from feature_store.materialization.sinks import Address
+from feature_store.materialization.stream_log import StreamLog
 from feature_store.plugins import check_online_store, open_online_store
 from feature_store.registry.records import Record, Role, State
 from feature_store.registry.registry import Registry
@@ -465,8 +466,12 @@ class FeatureStore(Directory):
         return Rollout(self.registry, self.catalog, self._earlier)
 
     def _materializer(self, progress: Report | None) -> Materializer:
-        boundary = Boundary(self.registry.streams, self.offline_store, lambda source: self.topic(source).ranges())
+        boundary = Boundary(self.registry.streams, self.offline_store, self._ranges)
         return Materializer(self.online_store, self.offline_store, self.registry, boundary, self._address_of, progress)
+
+    def _ranges(self, source: str) -> dict[int, tuple[int, int]]:
+        topic = self.topic(source)
+        return StreamLog(self.offline_store, source).numbered(topic.identity, topic.ranges())
 
     def _address_of(self, table: str) -> Address:
         uri = resolve_uri(self._own_store(table) or self.settings.online_store, self.root)

@@ -24,7 +24,7 @@ _SHOWN = ("source", "engine", "state", "workers", "lag_events", "lag_seconds", "
 @_VIEWS
 @click.option("--foreground", is_flag=True, help="Be a worker, here, until SIGTERM or fs stream stop.")
 @click.option("--from", "start_at", type=click.Choice(["earliest", "latest"]),
-              help="Where a stream begins that has never run.  [default: earliest]")  # fmt: skip
+              help="Where a stream begins in a topic that it has never read.  [default: earliest]")  # fmt: skip
 def start(invocation: Invocation, views: tuple[str, ...], foreground: bool, start_at: str | None) -> None:
     """Start the streams that fill views.
 
@@ -32,7 +32,7 @@ def start(invocation: Invocation, views: tuple[str, ...], foreground: bool, star
     With --foreground this process is a worker: start as many as the topic has partitions, on any machines.
     """
     streams = _streams(invocation)
-    sources = _some(streams, views)
+    sources = _some(streams.sources(views))
     if not foreground:
         for source in sources:
             streams.start(source, start_at)
@@ -41,7 +41,7 @@ def start(invocation: Invocation, views: tuple[str, ...], foreground: bool, star
     stop = threading.Event()
     on_signals(lambda *_: stop.set())
     for source in sources:
-        streams.check(source)
+        streams.check(source, start_at)
         streams.want(source, True, start_at)
     streams.work(sources, stop)
 
@@ -54,7 +54,7 @@ def stop(invocation: Invocation, views: tuple[str, ...]) -> None:
     Every worker ends, on whatever machine, once what it took is stored.
     """
     streams = _streams(invocation)
-    for source in _some(streams, views):
+    for source in _some(streams.started(views)):
         streams.stop(source)
         click.echo(f"The stream of {source} has ended.")
 
@@ -68,7 +68,7 @@ def status(invocation: Invocation, output: Output, views: tuple[str, ...]) -> No
     How many messages wait, for how long, what was late or bad, and what is wrong.
     """
     streams = _streams(invocation)
-    rows = streams.status(streams.sources(views))
+    rows = streams.status(streams.started(views))
     output.rows(rows, _SHOWN, empty="No source reads a topic. Write for example stream: {kafka: {topic: clicks}}")
 
 
@@ -100,8 +100,7 @@ def _streams(invocation: Invocation) -> Streams:
     return Streams(invocation.store, lambda text: click.echo(text, err=True))
 
 
-def _some(streams: Streams, views: tuple[str, ...]) -> list[str]:
-    sources = streams.sources(views)
+def _some(sources: list[str]) -> list[str]:
     if not sources:
         raise UsageError("no source reads a topic", hint="Write for example stream: {kafka: {topic: clicks}}")
     return sources

@@ -1,8 +1,8 @@
 """Flink as the runner of streams: a job reads a topic and hands its messages, in batches, to a handler in Python.
 
 A job holds no state but the offsets in its checkpoints. What a message means, and that it counts once, is the handler's
-matter; Flink sees to restarts, parallelism and savepoints. Messages that the handler refuses go to a topic of dead
-letters. Jobs are planned and submitted by a process of its own (`flink_driver`); all the rest is the REST API.
+matter; Flink sees to restarts, parallelism and savepoints. Jobs are planned and submitted by a process of its own
+(`flink_driver`); all the rest is the REST API.
 """
 
 from __future__ import annotations
@@ -55,15 +55,14 @@ class StreamJob:
     """A topic, and the handler that takes its messages.
 
     `conf`: the options of the Kafka client, in librdkafka's names. `handler`: "package.module:function", which workers
-    call as `function(argument, worker's name)` for a `streams.Handler`. `dead_letters`: a topic that exists; each
-    message there has the headers reason, topic, partition, offset and timestamp (milliseconds).
+    call as `function(argument, worker's name)` for a `streams.Handler`. What it does
+    with messages that it cannot take is its own matter.
     """
 
     name: str
     topic: str
     brokers: str
     group: str
-    dead_letters: str
     handler: str
     argument: str
     parallelism: int = 1
@@ -131,7 +130,7 @@ class FlinkJobs:
         kafka = java_properties(job.brokers, job.conf)
         if not self.is_embedded:
             self._check_version()
-        told = asdict(job) | {"consumer": dict(kafka.consumer), "producer": dict(kafka.producer)}
+        told = asdict(job) | {"consumer": kafka}
         if self._driver:
             self.ids()  # which notices if that Flink has died
         try:

@@ -52,18 +52,7 @@ _KEY_AND_VALUE = {
 _MILLISECONDS = "EXTRACT(EPOCH FROM `at`) * 1000 + EXTRACT(MILLISECOND FROM `at`)"
 """Flink casts no such timestamp to a number."""
 
-_INSERT = """
-INSERT INTO dead_letters
-SELECT `key`, `value`, MAP[
-  'reason', ENCODE(reason, 'UTF-8'),
-  'topic', ENCODE(topic, 'UTF-8'),
-  'partition', ENCODE(CAST(`partition` AS STRING), 'UTF-8'),
-  'offset', ENCODE(CAST(`offset` AS STRING), 'UTF-8'),
-  'timestamp', ENCODE(CAST(`timestamp` AS STRING), 'UTF-8')
-]
-FROM (SELECT *, handle(`partition`, `offset`, `timestamp`, `key`, `value`) AS reason FROM messages)
-WHERE reason IS NOT NULL
-"""
+_INSERT = "INSERT INTO nowhere SELECT handle(`partition`, `offset`, `timestamp`, `key`, `value`) FROM messages"
 
 
 def main() -> None:
@@ -140,9 +129,9 @@ def _planned(job: dict[str, Any], settings: dict[str, str]) -> Any:
     if jars := settings.get("pipeline.jars"):
         environment.get_config().set("pipeline.jars", jars)  # here PyFlink loads them into the planner, too
     environment.create_temporary_table("messages", _messages(job))
-    environment.create_temporary_table("dead_letters", _dead_letters(job))
+    environment.create_temporary_table("nowhere", _nowhere())
     handle = udf(
-        Handle(job["handler"], job["argument"]), result_type=DataTypes.STRING(), func_type="pandas", deterministic=False
+        Handle(job["handler"], job["argument"]), result_type=DataTypes.INT(), func_type="pandas", deterministic=False
     )
     environment.create_temporary_function("handle", handle)
     return environment
@@ -153,7 +142,6 @@ def _messages(job: dict[str, Any]) -> Any:
         Schema.new_builder()
         .column("key", DataTypes.BYTES())
         .column("value", DataTypes.BYTES())
-        .column_by_metadata("topic", DataTypes.STRING().not_null(), is_virtual=True)
         .column_by_metadata("partition", DataTypes.INT().not_null(), is_virtual=True)
         .column_by_metadata("offset", DataTypes.BIGINT().not_null(), is_virtual=True)
         .column_by_metadata("at", DataTypes.TIMESTAMP_LTZ(3).not_null(), "timestamp", is_virtual=True)
@@ -166,28 +154,16 @@ def _messages(job: dict[str, Any]) -> Any:
         "properties.auto.offset.reset": "earliest",
         "scan.topic-partition-discovery.interval": "30 s",
     }
-    return _topic(columns, options | _properties(job["consumer"]))
-
-
-def _dead_letters(job: dict[str, Any]) -> Any:
-    columns = (
-        Schema.new_builder()
-        .column("key", DataTypes.BYTES())
-        .column("value", DataTypes.BYTES())
-        .column_by_metadata("headers", DataTypes.MAP(DataTypes.STRING(), DataTypes.BYTES()))
-    )
-    return _topic(columns, {"topic": job["dead_letters"]} | _properties(job["producer"]))
-
-
-def _topic(columns: Any, options: Mapping[str, str]) -> Any:
+    options |= {f"properties.{name}": value for name, value in job["consumer"].items()}
     table = TableDescriptor.for_connector("kafka").schema(columns.build())
-    for name, value in (_KEY_AND_VALUE | dict(options)).items():
+    for name, value in (_KEY_AND_VALUE | options).items():
         table = table.option(name, value)
     return table.build()
 
 
-def _properties(kafka: Mapping[str, str]) -> dict[str, str]:
-    return {f"properties.{name}": value for name, value in kafka.items()}
+def _nowhere() -> Any:
+    columns = Schema.new_builder().column("handled", DataTypes.INT()).build()
+    return TableDescriptor.for_connector("blackhole").schema(columns).build()
 
 
 if __name__ == "__main__":

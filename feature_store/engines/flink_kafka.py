@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from feature_store.errors import SettingsError, nearest
@@ -48,19 +47,19 @@ _CONSUMER = {
     "isolation.level": "isolation.level",
     "max.partition.fetch.bytes": "max.partition.fetch.bytes",
 }
-_PRODUCER = {
-    "acks": "acks",
-    "batch.size": "batch.size",
-    "compression.codec": "compression.type",
-    "compression.type": "compression.type",
-    "delivery.timeout.ms": "delivery.timeout.ms",
-    "enable.idempotence": "enable.idempotence",
-    "linger.ms": "linger.ms",
-    "message.max.bytes": "max.request.size",
-    "message.timeout.ms": "delivery.timeout.ms",
-    "queue.buffering.max.ms": "linger.ms",
-    "request.required.acks": "acks",
-}
+_OF_PRODUCERS = (
+    "acks",
+    "batch.size",
+    "compression.codec",
+    "compression.type",
+    "delivery.timeout.ms",
+    "enable.idempotence",
+    "linger.ms",
+    "message.max.bytes",
+    "message.timeout.ms",
+    "queue.buffering.max.ms",
+    "request.required.acks",
+)
 _FILES = {
     "ssl.ca.location": "ssl.ca.pem",
     "ssl.certificate.location": "ssl.certificate.pem",
@@ -74,31 +73,23 @@ _LOGIN = (
 )
 _OF_THE_C_CLIENT = ("debug", "log_level", "log.connection.close", "socket.keepalive.enable", "statistics.interval.ms")
 _OF_GROUPS = ("session.timeout.ms", "heartbeat.interval.ms", "max.poll.interval.ms", "group.instance.id")
-"""What changes no message is left out; Flink's readers are no members of a group."""
+"""What changes no message is left out; Flink's readers are no members of a group, and write nothing."""
 
 _UPPER = ("security.protocol", "sasl.mechanism")
 
 
-@dataclass(frozen=True)
-class KafkaProperties:
-    """The Java client's properties, for what reads a topic and for what writes one."""
-
-    consumer: Mapping[str, str] = field(repr=False)
-    producer: Mapping[str, str] = field(repr=False)
-
-
-def java_properties(brokers: str, conf: Mapping[str, str]) -> KafkaProperties:
+def java_properties(brokers: str, conf: Mapping[str, str]) -> dict[str, str]:
     """Options in librdkafka's names as properties of the Java client. Files of certificates are read here: their text
     goes along, so that task managers need no copy.
 
     Raises:
         SettingsError: an option has no counterpart, or a file cannot be read.
     """
-    options = _with_files(conf)
-    options = {name: value for name, value in options.items() if name not in (*_OF_THE_C_CLIENT, *_OF_GROUPS)}
+    idle = {*_OF_THE_C_CLIENT, *_OF_GROUPS, *_OF_PRODUCERS}
+    options = {name: value for name, value in _with_files(conf).items() if name not in idle}
     if options.get("enable.ssl.certificate.verification") == "true":
         del options["enable.ssl.certificate.verification"]
-    known = {*_BOTH, *_CONSUMER, *_PRODUCER, *_LOGIN}
+    known = {*_BOTH, *_CONSUMER, *_LOGIN}
     for name in options:
         if name not in known:
             raise SettingsError(
@@ -111,7 +102,7 @@ def java_properties(brokers: str, conf: Mapping[str, str]) -> KafkaProperties:
     if both.get("ssl.endpoint.identification.algorithm") == "none":
         both["ssl.endpoint.identification.algorithm"] = ""
     committed = {"isolation.level": "read_committed"}  # what librdkafka does unasked, and Java does not
-    return KafkaProperties(committed | both | _renamed(options, _CONSUMER), both | _renamed(options, _PRODUCER))
+    return committed | both | _renamed(options, _CONSUMER)
 
 
 def _renamed(options: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:

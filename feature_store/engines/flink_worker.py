@@ -22,8 +22,8 @@ _instances = count()
 
 
 class Handle(ScalarFunction):  # type: ignore[misc]
-    """Hands batches of messages to a handler that it makes where it runs; its value is what the handler has against a
-    message, if anything. Not a function of its arguments: Flink must neither leave a call out nor call again.
+    """Hands batches of messages to a handler that it makes where it runs. Not a function of its arguments: Flink must
+    neither leave a call out nor call again.
     """
 
     def __init__(self, handler: str, argument: str) -> None:
@@ -38,7 +38,7 @@ class Handle(ScalarFunction):  # type: ignore[misc]
     def eval(
         self, partitions: pd.Series, offsets: pd.Series, timestamps: pd.Series, keys: pd.Series, values: pd.Series
     ) -> pd.Series:
-        """The reason of each message, None where it was taken."""
+        """Zeros: what was taken is stored, and what was not is among the dead letters."""
         order = np.argsort(partitions.to_numpy("int64"), kind="stable")
         messages = Messages(
             partitions.to_numpy("int64"),
@@ -46,11 +46,9 @@ class Handle(ScalarFunction):  # type: ignore[misc]
             timestamps.to_numpy("int64") * 1000,
             keys.tolist(),
             values.tolist(),
-        ).take(order)
-        reasons: list[str | None] = [None] * len(messages)
-        for at, reason in self._handler.handle(messages):
-            reasons[int(order[at])] = reason
-        return pd.Series(reasons, dtype=object)
+        )
+        self._handler.handle(messages.take(order))
+        return pd.Series(np.zeros(len(messages), "int32"))
 
     def close(self) -> None:
         """Closes the handler."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from feature_store.engines.streams import Bad, Member, Messages
+from feature_store.engines.streams import Bad, Member, Messages, TopicId
 from feature_store.errors import FeatureStoreError, MissingExtraError, SourceError, StoreUnavailableError
 
 try:
@@ -21,9 +23,10 @@ try:
         KafkaError,
         KafkaException,
         Producer,
+        TopicCollection,
         TopicPartition,
     )
-    from confluent_kafka.admin import AdminClient
+    from confluent_kafka.admin import AclOperation, AdminClient, OffsetSpec  # type: ignore[attr-defined]
     from confluent_kafka.cimpl import NewTopic
 except ImportError as error:
     raise MissingExtraError("kafka", "a stream from Kafka") from error
@@ -34,7 +37,7 @@ TIMEOUT_S = 10.0
 _BATCH = 5_000
 _GATHER_S = 0.005
 """Once there is a message, how long others are waited for that can share its round trips."""
-_COMMIT_EVERY_S = 1.0
+_LOOK_EVERY_S = 1.0
 _RETRY_S = (0.2, 10.0)
 
 
@@ -46,12 +49,17 @@ class Topic:
     brokers: str
     conf: Mapping[str, str] = field(default_factory=dict)
 
-    def ranges(self, partitions: Sequence[int] | None = None) -> dict[int, tuple[int, int]]:
+    def ranges(self) -> dict[int, tuple[int, int]]:
         """The offsets that each partition holds, from (the first) to (behind the last)."""
-        with self._failures(), closing(self._consumer("none")) as consumer:
-            if partitions is None:
-                partitions = self._partitions(consumer)
-            return {p: consumer.get_watermark_offsets(TopicPartition(self.name, p), TIMEOUT_S) for p in partitions}
+        partitions = [TopicPartition(self.name, number) for number in range(self.check())]
+        places: Any = OffsetSpec
+        with self._failures():
+            asked = [
+                self._admin.list_offsets(dict.fromkeys(partitions, place))
+                for place in (places.earliest(), places.latest())
+            ]
+            first, end = ({p.partition: of.result(TIMEOUT_S).offset for p, of in each.items()} for each in asked)
+        return {partition: (first[partition], end[partition]) for partition in sorted(first)}
 
     def read(self, partition: int, start: int, end: int) -> Iterator[Messages]:
         """The messages of a partition with start <= offset < end that are still there."""
@@ -71,30 +79,64 @@ class Topic:
                     raise StoreUnavailableError(f"{self}: nothing came from partition {partition} at offset {start}")
 
     def create(self, partitions: int) -> None:
-        """Make the topic, unless it is there, as the brokers' defaults say."""
-        admin = AdminClient(self._options() | {"socket.timeout.ms": int(TIMEOUT_S * 1000)})
+        """Make the topic, unless it is there, as the brokers' defaults say; `SourceError` if it may not be written."""
         with self._failures():
-            if self.name in admin.list_topics(timeout=TIMEOUT_S).topics:
-                return
             try:
-                admin.create_topics([NewTopic(self.name, partitions)])[self.name].result(TIMEOUT_S)
+                self._admin.create_topics([NewTopic(self.name, partitions)])[self.name].result(TIMEOUT_S)
             except KafkaException as error:
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                code = error.args[0].code()
+                if code != KafkaError.TOPIC_ALREADY_EXISTS and (code not in _NO_RIGHTS or not self._exists):
                     raise
+        self._refuse(self._found, AclOperation.WRITE, "written")
 
     def check(self) -> int:
         """The number of partitions; `SourceError` if the topic is not there or may not be read."""
-        with self._failures(), closing(self._consumer("none")) as consumer:
-            return len(self._partitions(consumer))
+        found = self._found
+        self._refuse(found, AclOperation.READ, "read")
+        return len(found.partitions)
+
+    def check_group(self, group: str) -> None:
+        """`SourceError` if the consumer group may not be used."""
+        with self._failures():
+            asked = self._admin.describe_consumer_groups([group], include_authorized_operations=True)
+            self._refuse(asked[group].result(TIMEOUT_S), AclOperation.READ, f'read as group "{group}"')
+
+    @property
+    def identity(self) -> TopicId:
+        """Which topic it is now; `SourceError` if there is none of the name."""
+        return TopicId(self.name, str(self._found.topic_id or ""))
 
     def __str__(self) -> str:
         return f'topic "{self.name}" at {self.brokers}'
 
-    def _partitions(self, consumer: Any) -> list[int]:
-        found = consumer.list_topics(self.name, timeout=TIMEOUT_S).topics[self.name]
-        if found.error is not None:
-            raise KafkaException(found.error)
-        return sorted(found.partitions)
+    @property
+    def _found(self) -> Any:
+        """The topic as its brokers describe it."""
+        with self._failures():
+            asked = self._admin.describe_topics(TopicCollection([self.name]), include_authorized_operations=True)
+            return asked[self.name].result(TIMEOUT_S)
+
+    @property
+    def _exists(self) -> bool:
+        return self.name in self._admin.list_topics(timeout=TIMEOUT_S).topics
+
+    def _refuse(self, described: Any, operation: AclOperation, what: str) -> None:
+        """An error where brokers say what is allowed, and that this is not."""
+        allowed = described.authorized_operations
+        if allowed and operation not in allowed:
+            raise SourceError(f"{self} may not be {what}", hint=_GRANT)
+
+    @cached_property
+    def _admin(self) -> AdminClient:
+        def told(error: KafkaError) -> None:  # what a call that runs out of time does not say
+            self._told.append(error)
+
+        timeout = {"socket.timeout.ms": int(TIMEOUT_S * 1000), "error_cb": told}
+        return AdminClient(self._options() | timeout)
+
+    @cached_property
+    def _told(self) -> deque[KafkaError]:
+        return deque(maxlen=10)
 
     def _options(self) -> dict[str, Any]:
         return {**self.conf, "bootstrap.servers": self.brokers, "log_level": 0}
@@ -126,22 +168,31 @@ class Topic:
             yield
         except KafkaException as error:
             raise self._failure(error.args[0]) from error
+        except TimeoutError as error:
+            raise self._failure(KafkaError(KafkaError._TIMED_OUT)) from error
 
     def _failure(self, error: KafkaError) -> FeatureStoreError:
+        if error.code() in _NO_ANSWER:
+            self._admin.poll(0)
+            error = next((told for told in self._told if told.code() in _NO_RIGHTS), error)
         code = error.code()
         if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION):
             return SourceError(
                 f'there is no topic "{self.name}" at {self.brokers}', hint="Create it, or check its name"
             )
         if code in _NO_RIGHTS:
-            hint = "Grant the user of kafka: in feature_store.yaml the right to read the topic and to use the group"
-            return SourceError(f"{self} may not be used: {error.str()}", hint=hint)
+            return SourceError(f"{self} may not be used: {error.str()}", hint=_GRANT)
         if code in (KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET):
             return SourceError(f"{self}: messages that were to be read are gone", hint="Keep them longer: retention.ms")
         hint = "Check that the brokers run, and kafka: in feature_store.yaml"
         return StoreUnavailableError(f"{self} cannot be read now: {error.str()}", hint=hint)
 
 
+_GRANT = (
+    "Check the user and the password of kafka: in feature_store.yaml, and grant the user READ of the topic and of the "
+    "group, WRITE of the topic for dead letters"
+)
+_NO_ANSWER = (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN)
 _NO_RIGHTS = (
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.GROUP_AUTHORIZATION_FAILED,
@@ -152,7 +203,8 @@ _NO_RIGHTS = (
 
 
 class DeadLetters:
-    """Messages that could not be taken, as they came, in a topic of their own; headers say why and where they were."""
+    """Messages that could not be taken, as they came, in a topic of their own; headers say why and where they were. One
+    that is too large for that topic has no value there."""
 
     def __init__(self, topic: Topic, source: Topic) -> None:
         self._topic, self._source = topic, source
@@ -165,39 +217,67 @@ class DeadLetters:
         with self._topic._failures():
             if self._producer is None:
                 self._topic.create(self._source.check())
-                limit = {"acks": "all", "enable.idempotence": True, "delivery.timeout.ms": int(TIMEOUT_S * 1000)}
-                self._producer = Producer(self._topic._options() | limit)
-            failed: list[KafkaError] = []
-            for at, reason in bad:
-                self._producer.produce(
-                    self._topic.name,
-                    messages.values[at],
-                    messages.keys[at],
-                    headers=[
-                        ("reason", reason.encode()),
-                        ("topic", self._source.name.encode()),
-                        ("partition", str(int(messages.partitions[at])).encode()),
-                        ("offset", str(int(messages.offsets[at])).encode()),
-                    ],
-                    timestamp=int(messages.produced[at]) // 1000,
-                    on_delivery=lambda error, _: failed.append(error) if error else None,
-                )
-            left = self._producer.flush(TIMEOUT_S + 1)
-            if failed:
-                raise KafkaException(failed[0])
+                self._producer = Producer(self._topic._options() | _DURABLE)
+            large = self._produce(messages, bad, whole=True)
+            if self._produce(messages, large, whole=False):
+                raise SourceError(f"{self._topic}: a bad message is too large even without its value")
+
+    def _produce(self, messages: Messages, bad: Bad, whole: bool) -> Bad:
+        """Write them, with their values or without; those that are too large."""
+        failed: dict[tuple[int, str], KafkaError] = {}
+
+        def told(each: tuple[int, str]) -> Callable[[KafkaError | None, Any], None]:
+            return lambda error, _: failed.update({each: error} if error else {})
+
+        for each in bad:
+            at, reason = each
+            headers = {
+                "reason": reason,
+                "topic": self._source.name,
+                "partition": str(int(messages.partitions[at])),
+                "offset": str(int(messages.offsets[at])),
+            }
+            value = messages.values[at]
+            if not whole:
+                headers["left_out"] = f"a value of {len(value or b'')} bytes, more than this topic takes"
+                value = None
+            self._producer.produce(
+                self._topic.name,
+                value,
+                messages.keys[at],
+                headers=[(name, text.encode(errors="replace")) for name, text in headers.items()],
+                timestamp=int(messages.produced[at]) // 1000,
+                on_delivery=told(each),
+            )
+            self._producer.poll(0)
+        left = self._producer.flush(TIMEOUT_S + 1)
+        for error in failed.values():
+            if error.code() != KafkaError.MSG_SIZE_TOO_LARGE:
+                raise KafkaException(error)
         if left:
             raise StoreUnavailableError(f"{self._topic}: {left} bad messages were not acknowledged")
+        return list(failed)
+
+
+_DURABLE = {
+    "acks": "all",
+    "enable.idempotence": True,
+    "delivery.timeout.ms": int(TIMEOUT_S * 1000),
+    "compression.type": "lz4",
+    "message.max.bytes": 1_000_000_000,  # what is too large is for the topic to say
+    "queue.buffering.max.kbytes": 2_000_000,
+}
 
 
 class ConsumerGroup:
     """Feeds a handler with the partitions that fall to this member of a group, until it is told to stop.
 
     Where to begin is the handler's to say: it knows what it has stored. Offsets are committed for those who look.
+    `topics` says what is to be read, which may change, and where its dead letters go.
     """
 
-    def __init__(self, topic: Topic, group: str, dead_letters: Topic, handler: Member) -> None:
-        self._topic, self._group, self._handler = topic, group, handler
-        self._dead_letters = DeadLetters(dead_letters, topic)
+    def __init__(self, topics: Callable[[], tuple[Topic, Topic]], group: str, handler: Member) -> None:
+        self._topics, self._group, self._handler = topics, group, handler
 
     def run(self, stop: threading.Event, failing: Callable[[FeatureStoreError | None], None]) -> None:
         """Read until `stop` is set. What goes wrong is told to `failing`, and tried again; None: it works again."""
@@ -205,79 +285,99 @@ class ConsumerGroup:
         while not stop.is_set():
             began = time.monotonic()
             try:
-                self._topic.check()
-                self._read(stop, failing)
+                _Member(self._topics, self._group, self._handler).read(stop, failing)
             except FeatureStoreError as error:
                 failing(error)
                 pause = _RETRY_S[0] if time.monotonic() - began > _RETRY_S[1] else min(2 * pause, _RETRY_S[1])
                 stop.wait(pause)
 
-    def _read(self, stop: threading.Event, failing: Callable[[FeatureStoreError | None], None]) -> None:
-        errors: list[FeatureStoreError] = []
-        consumer = self._topic._consumer(self._group)
-        mine: set[int] = set()
 
-        def guarded(work: Callable[[], None]) -> None:
-            try:  # what a callback raises the driver would only print
-                work()
-            except FeatureStoreError as error:
-                errors.append(error)
+class _Member:
+    """One membership in a group, as long as the topics are the same and nothing fails."""
 
-        def assigned(_: Any, given: list[Any]) -> None:
-            def begin() -> None:
-                starts = self._handler.assigned(self._topic.ranges([each.partition for each in given]))
-                consumer.incremental_assign([TopicPartition(self._topic.name, p, at) for p, at in starts.items()])
-                mine.update(starts)
+    def __init__(self, topics: Callable[[], tuple[Topic, Topic]], group: str, handler: Member) -> None:
+        self._topics, self._handler = topics, handler
+        self._topic, dead_letters = self._began = topics()
+        self._dead_letters = DeadLetters(dead_letters, self._topic)
+        self._topic.check()
+        self._identity = self._topic.identity
+        self._consumer = self._topic._consumer(group)
+        self._mine: set[int] = set()
+        self._errors: list[FeatureStoreError] = []
 
-            guarded(begin)
-
-        def revoked(_: Any, given: list[Any], lost: bool = False) -> None:
-            partitions = [each.partition for each in given]
-            guarded(lambda: self._handler.revoked(partitions, lost))
-            mine.difference_update(partitions)
-            with self._topic._failures():
-                consumer.incremental_unassign(given)
-
+    def read(self, stop: threading.Event, failing: Callable[[FeatureStoreError | None], None]) -> None:
+        """Read until `stop` is set, or something fails."""
         with self._topic._failures():
-            consumer.subscribe([self._topic.name], assigned, revoked, lambda c, given: revoked(c, given, True))
+            self._consumer.subscribe([self._topic.name], self._assigned, self._revoked, self._lost)
             try:
-                self._loop(consumer, stop, failing, errors, mine)
+                self._loop(stop, failing)
             finally:
-                consumer.close()
-        if errors:
-            raise errors[0]
+                self._consumer.close()
+        if self._errors:
+            raise self._errors[0]
 
-    def _loop(
-        self,
-        consumer: Any,
-        stop: threading.Event,
-        failing: Callable[[FeatureStoreError | None], None],
-        errors: list[FeatureStoreError],
-        mine: set[int],
-    ) -> None:
-        committed = time.monotonic()
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Keeps what a callback raises, which the driver would only print."""
+        try:
+            yield
+        except FeatureStoreError as error:
+            self._errors.append(error)
+
+    def _assigned(self, _: Any, given: list[Any]) -> None:
+        with self._kept(), self._topic._failures():
+            partitions = [each.partition for each in given]
+            starts = self._handler.assigned(self._identity, self._topic.ranges(), partitions)
+            self._consumer.incremental_assign([TopicPartition(self._topic.name, p, at) for p, at in starts.items()])
+            self._mine.update(starts)
+
+    def _revoked(self, _: Any, given: list[Any], lost: bool = False) -> None:
+        partitions = [each.partition for each in given]
+        with self._kept():
+            self._handler.revoked(partitions, lost)
+        self._mine.difference_update(partitions)
+        with self._kept(), self._topic._failures():
+            self._consumer.incremental_unassign(given)
+
+    def _lost(self, consumer: Any, given: list[Any]) -> None:
+        self._revoked(consumer, given, lost=True)
+
+    def _loop(self, stop: threading.Event, failing: Callable[[FeatureStoreError | None], None]) -> None:
+        looked = time.monotonic()
         moved: dict[int, int] = {}
         while not stop.is_set():
-            found = self._good(consumer.consume(1, 0.2))
-            if errors:
-                raise errors[0]
+            found = self._good(self._consumer.consume(1, 0.2))
+            if self._errors:
+                raise self._errors[0]
+            if time.monotonic() - looked > _LOOK_EVERY_S:
+                looked = time.monotonic()
+                self._look()  # before what was found is taken
+                self._commit(moved)
             if found:
-                found += self._good(consumer.consume(_BATCH, _GATHER_S))
-                messages = _messages([message for message in found if message.partition() in mine])
-                bad = self._handler.handle(messages)
-                self._dead_letters.send(messages, bad)
+                found += self._good(self._consumer.consume(_BATCH, _GATHER_S))
+                messages = _messages([message for message in found if message.partition() in self._mine])
+                self._handler.handle(messages, self._dead_letters.send)
                 moved |= messages.nexts
                 failing(None)
-            if time.monotonic() - committed > _COMMIT_EVERY_S:
-                committed = time.monotonic()
-                self._handler.seen({p: self._end(consumer, p) for p in mine})
-                held = [TopicPartition(self._topic.name, p, at) for p, at in moved.items() if p in mine]
-                moved.clear()
-                if held:
-                    consumer.commit(offsets=held, asynchronous=True)
 
-    def _end(self, consumer: Any, partition: int) -> int:
-        _, high = consumer.get_watermark_offsets(TopicPartition(self._topic.name, partition), cached=True)
+    def _look(self) -> None:
+        """An error where the topic is another one now: by the definition, or made anew, which the driver would read on
+        at the old offsets."""
+        with suppress(StoreUnavailableError):  # while the registry is away, it goes on
+            if (now := self._topics()) != self._began:
+                raise SourceError(f"{now[0]} is to be read now, and dead letters go to {now[1]}")
+        if self._topic.identity != self._identity:
+            raise SourceError(f"{self._topic} was deleted, and another one made of the same name")
+        self._handler.seen({partition: self._end(partition) for partition in self._mine})
+
+    def _commit(self, moved: dict[int, int]) -> None:
+        held = [TopicPartition(self._topic.name, p, at) for p, at in moved.items() if p in self._mine]
+        moved.clear()
+        if held:
+            self._consumer.commit(offsets=held, asynchronous=True)
+
+    def _end(self, partition: int) -> int:
+        _, high = self._consumer.get_watermark_offsets(TopicPartition(self._topic.name, partition), cached=True)
         return int(high)
 
     def _good(self, found: list[Any]) -> list[Any]:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from feature_store.expressions.ranges import Ints
+
+
+@dataclass(frozen=True)
+class TopicId:
+    """A topic: its name, and the id that no other topic ever has, of the same name neither; "" where brokers do not
+    tell it."""
+
+    name: str
+    id: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,23 +68,31 @@ class Messages:
 Bad = Sequence[tuple[int, str]]
 """Of messages that cannot be taken, which each is, and the reason."""
 
+Reject = Callable[[Messages, Bad], object]
+"""Keeps messages that cannot be taken; they are stored when it returns."""
+
 
 class Handler(Protocol):
     """Takes the messages of some partitions of a topic, one batch after the other. After a failure some come again."""
 
-    def handle(self, messages: Messages) -> Bad:
+    def handle(self, messages: Messages) -> object:
         """Take messages; when it returns they are stored. What it raises has the reader begin again."""
 
     def close(self) -> None:
         """No more will come."""
 
 
-class Member(Handler, Protocol):
+class Member(Protocol):
     """The handler of a member of a consumer group, which learns what falls to it."""
 
-    def assigned(self, ranges: Mapping[int, tuple[int, int]]) -> dict[int, int]:
-        """These partitions are to be read from now on; `ranges` are the offsets that they hold, from (the first) to
-        (behind the last). Where to begin in each."""
+    def handle(self, messages: Messages, reject: Reject) -> object:
+        """Take messages; when it returns they are stored, and those that cannot be taken were given to `reject`."""
+
+    def assigned(
+        self, topic: TopicId, ranges: Mapping[int, tuple[int, int]], partitions: Collection[int]
+    ) -> dict[int, int]:
+        """These partitions are to be read from now on; `ranges` are the offsets that all of the topic hold, from (the
+        first) to (behind the last). Where to begin in each."""
 
     def revoked(self, partitions: Sequence[int], lost: bool) -> None:
         """These are no longer to be read; `lost`: another reads them already."""

@@ -25,6 +25,8 @@ class Landing:
         self._taken: dict[int, int] = {}
         self._landed: dict[int, int] = {}
         self._waiting: list[tuple[pa.Table, Ints, Ints]] = []
+        self.bytes = 0
+        """How much memory is taken by rows that wait."""
         self._changing = threading.Lock()
         self._committing = threading.Lock()
 
@@ -65,6 +67,7 @@ class Landing:
             self._taken |= positions
             if len(offsets):
                 self._waiting.append((rows, partitions, offsets))
+                self.bytes += rows.nbytes
 
     def land(self) -> int:
         """Commit what waits; how many rows. `ConflictError` where another worker has moved the positions: then nothing
@@ -72,7 +75,7 @@ class Landing:
         with self._committing:
             with self._changing:
                 moves = {p: (self._landed[p], at) for p, at in self._taken.items() if at != self._landed[p]}
-                waiting, self._waiting = self._waiting, []
+                (waiting, size), (self._waiting, self.bytes) = (self._waiting, self.bytes), ([], 0)
             if not moves:
                 return 0
             try:
@@ -83,6 +86,7 @@ class Landing:
             except FeatureStoreError:
                 with self._changing:
                     self._waiting[:0] = waiting
+                    self.bytes += size
                 raise
             with self._changing:
                 self._landed |= {p: after for p, (_, after) in moves.items() if p in self._landed}
@@ -99,6 +103,7 @@ class Landing:
                 here = np.flatnonzero(~np.isin(of, list(partitions)))
                 kept.append((rows.take(pa.array(here)), of[here], offsets[here]))
             self._waiting = [each for each in kept if len(each[2])]
+            self.bytes = sum(rows.nbytes for rows, _, _ in self._waiting)
 
     @property
     def _nothing(self) -> tuple[pa.Table, Ints, Ints]:

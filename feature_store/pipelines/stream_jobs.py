@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 
 from feature_store.engines.flink import FlinkJobs, JobStatus, StreamJob
-from feature_store.engines.streams import Bad, Messages
+from feature_store.engines.kafka import DeadLetters
+from feature_store.engines.streams import Messages
 from feature_store.errors import ConflictError, FeatureStoreError, NotFoundError
 from feature_store.pipelines.stream_task import StreamTask
 from feature_store.pipelines.topics import dead_letters_of, group_of
@@ -48,13 +49,14 @@ class _Worker:
             file.write_text(text, encoding="utf-8")
         self._store = FeatureStore(self._folder.name)
         source = told["source"]
-        read = self._store.topic(source).read
-        self._task = StreamTask(self._store, source, name, read=read)
+        topic = self._store.topic(source)
+        self._task = StreamTask(self._store, source, name, topic=topic.identity, read=topic.read)
+        self._dead_letters = DeadLetters(dead_letters_of(self._store, source), topic)
 
-    def handle(self, messages: Messages) -> Bad:
+    def handle(self, messages: Messages) -> None:
         """As `StreamTask.handle`; what it raises can be seen in the status, too."""
         try:
-            return self._task.handle(messages)
+            self._task.handle(messages, self._dead_letters.send)
         except FeatureStoreError as error:
             self._task.failing(error)
             raise
@@ -153,7 +155,6 @@ class FlinkStream:
             topic=topic.name,
             brokers=topic.brokers,
             group=group_of(self.store, self.source),
-            dead_letters=dead_letters_of(self.store, self.source).name,
             handler=_HANDLER,
             argument=json.dumps({"source": self.source, "files": files}),
             parallelism=int(self._conf.get(_PARALLELISM, 1)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 
 from feature_store.definitions.catalog import BoundView, Catalog
-from feature_store.engines.streams import Bad, Messages
+from feature_store.engines.streams import Bad, Messages, Reject, TopicId
 from feature_store.errors import ConflictError, FeatureStoreError, NotFoundError, SourceError, StoreUnavailableError
+from feature_store.expressions.instants import HOUR
 from feature_store.expressions.ranges import Ints
 from feature_store.materialization.events import Events, not_computable
 from feature_store.materialization.landing import Landing
@@ -32,8 +33,11 @@ from feature_store.store import FeatureStore
 
 LAND_EVERY_S = 10.0
 LAND_ROWS = 100_000
-MOST_ROWS = 1_000_000
-"""That many rows wait for the log at most, as when the offline store is away; then no more messages are taken."""
+MOST_ROWS, MOST_BYTES = 1_000_000, 1 << 29
+"""So much waits for the log at most, as when the offline store is away; then no more messages are taken."""
+
+STALE = HOUR
+"""A worker that was not heard of for so long is forgotten."""
 
 COMPACT_EVERY_S = 600.0
 _LOOK_EVERY_S = 2.0
@@ -49,9 +53,9 @@ Read = Callable[[int, int, int], Iterator[Messages]]
 class StreamTask:
     """The handler of one worker (see `engines.streams.Member`); `close` it in the end.
 
-    `latest`: where the log knows nothing of a partition, begin behind its last message. `read` reads messages again
-    that a worker before this one applied and did not land, where the engine itself begins behind them. `clock` gives
-    the time in microseconds.
+    `latest`: where the log knows nothing of a topic, begin behind its last messages. `topic` and `read` are for an
+    engine that itself knows where to begin: it reads that topic, and messages again that a worker before this one
+    applied and did not land. Once `stop` is set, it waits for no store. `clock` gives the time in microseconds.
     """
 
     def __init__(
@@ -60,12 +64,15 @@ class StreamTask:
         source: str,
         name: str,
         latest: bool = False,
+        topic: TopicId | None = None,
         read: Read | None = None,
+        stop: threading.Event | None = None,
         clock: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         self.store, self.source, self.name = store, source, name
         self._clock = clock
         self._latest, self._read = latest, read
+        self._topic, self._base = topic or TopicId(source), 0
         self._streams = store.registry.streams
         self._writer = StreamWriter(store.online_store, self._streams)
         self._log = StreamLog(store.offline_store, source)
@@ -78,7 +85,8 @@ class StreamTask:
         self._deposed: str | None = None
         self._said = StreamWorker(source, name)
         self._produced = 0
-        self._waits_for: str | None = None
+        self._wrong: dict[str, FeatureStoreError] = {}
+        self._stop = stop or threading.Event()
         self._ended = threading.Event()
         self._land_now = threading.Event()
         self._beside = [
@@ -90,23 +98,27 @@ class StreamTask:
 
     # What the engine calls
 
-    def assigned(self, ranges: Mapping[int, tuple[int, int]]) -> dict[int, int]:
+    def assigned(
+        self, topic: TopicId, ranges: Mapping[int, tuple[int, int]], partitions: Collection[int]
+    ) -> dict[int, int]:
         """Where to begin in partitions: where the log ends. `SourceError` where what comes next is not in the topic."""
         with self._working:
-            self._deposed = None
+            self._deposed, self._topic = None, topic
             starts = {partition: end if self._latest else first for partition, (first, end) in ranges.items()}
-            landed = self._take_up(starts)
-            for partition, (first, end) in ranges.items():
+            landed = self._take_up({partition: ranges[partition][0] for partition in partitions}, starts)
+            for partition in partitions:
+                first, end = ranges[partition]
                 if landed[partition] > end:
-                    self._landing.drop(ranges)
+                    self._landing.drop([self._base + each for each in partitions])
                     raise SourceError(
-                        f'partition {partition} of the topic of source "{self.source}" ends at offset {end}, and the '
-                        f"log of its stream at {landed[partition]}: it is another topic of the same name",
+                        f'partition {partition} of topic "{topic.name}" ends at offset {end}, and the log of source '
+                        f'"{self.source}" at {landed[partition]}: the topic has lost messages, or is another one',
                         hint="Read it as another source, with a name of its own",
                     )
                 if landed[partition] < first:
-                    self._lose(partition, landed[partition], first)
-            return {partition: max(landed[partition], first) for partition, (first, _) in ranges.items()}
+                    self._landing.skip({self._base + partition: first})
+                    self._said = replace(self._said, lost=self._said.lost + first - landed[partition])
+            return {partition: max(landed[partition], ranges[partition][0]) for partition in partitions}
 
     def revoked(self, partitions: Sequence[int], lost: bool) -> None:
         """Land what was taken of partitions, unless another reads them already, and let go of them."""
@@ -115,28 +127,33 @@ class StreamTask:
                 if not lost:
                     self._land()
             finally:
-                self._landing.drop(partitions)
+                self._landing.drop([self._base + partition for partition in partitions])
                 self._writer.forget()
 
-    def handle(self, messages: Messages) -> Bad:
-        """Apply messages, and have them landed later. Those that were taken before are passed over. It waits while a
-        store is away. `ConflictError` where another worker has taken over."""
+    def handle(self, messages: Messages, reject: Reject = lambda messages, bad: None) -> Bad:
+        """Apply messages, and have them landed later. Those that were taken before are passed over; bad ones are
+        rejected before the position moves past them. It waits while a store is away. `ConflictError` where another
+        worker has taken over."""
         with self._working:
             for partition, first in messages.firsts.items():
-                if partition not in self._landing.positions:
+                if self._base + partition not in self._landing.positions:
                     self._join(partition, first)
-            bad = self._take(messages)
+            bad = self._take(messages, reject)
             if self._deposed:
                 raise ConflictError(self._deposed, hint="It begins again with what is its own")
             return bad
 
     def seen(self, ends: Mapping[int, int]) -> None:
         """How far partitions go now."""
-        self._said = replace(self._said, ends=dict(ends))
+        self._said = replace(self._said, ends={self._base + partition: end for partition, end in ends.items()})
 
-    def failing(self, error: FeatureStoreError | None) -> None:
-        """What the worker waits for, to be seen in the status; None: nothing."""
-        self._waits_for = str(error) if error else None
+    def failing(self, error: FeatureStoreError | None, what: str = "taking") -> None:
+        """What the worker waits for, to be seen in the status; None: nothing. Taking messages may go on while landing
+        them does not."""
+        if error:
+            self._wrong[what] = error
+        else:
+            self._wrong.pop(what, None)
 
     def abandon(self) -> None:
         """End, and leave what was not landed to the next worker."""
@@ -154,38 +171,40 @@ class StreamTask:
 
     # Taking messages
 
-    def _take(self, messages: Messages) -> Bad:
+    def _take(self, messages: Messages, reject: Reject = lambda messages, bad: None) -> Bad:
         self._look()
         positions = self._landing.positions
-        taken = np.array([positions[part] for part in messages.partitions.tolist()], np.int64)
+        numbers = messages.partitions + self._base
+        taken = np.array([positions[part] for part in numbers.tolist()], np.int64)
         fresh = np.flatnonzero(messages.offsets >= taken)
         if not len(fresh):
             return ()
         part = messages if len(fresh) == len(messages) else messages.take(fresh)
         now = self._clock()
-        assert self._decoder is not None
         events, places, bad = self._patiently(lambda: self._events(part, now))
-        given = StreamEvents(events, part.partitions[places], part.offsets[places])
+        given = StreamEvents(events, part.partitions[places] + self._base, part.offsets[places])
         late = self._patiently(lambda: self._writer.apply(self._views, given, now))
-        self._landing.add(events.table, given.partitions, given.offsets, part.nexts)
+        self._patiently(lambda: reject(part, bad))
+        nexts = {self._base + partition: at for partition, at in part.nexts.items()}
+        self._landing.add(events.table, given.partitions, given.offsets, nexts)
         self._tell(events, late, len(bad), int(part.produced.max()))
         if self._landing.rows >= LAND_ROWS:
             self._land_now.set()
-        if self._landing.rows >= MOST_ROWS:
+        if self._landing.rows >= MOST_ROWS or self._landing.bytes >= MOST_BYTES:
             self._patiently(self._land)
-        return [(int(fresh[at]), reason) for at, reason in sorted(bad)]
+        return [(int(fresh[at]), reason) for at, reason in bad]
 
     def _events(self, messages: Messages, now: int) -> tuple[Events, Ints, list[tuple[int, str]]]:
         """The events among messages, which message each was, and what is wrong with the others."""
-        assert self._decoder is not None
+        assert self._decoder is not None and self._catalog is not None
         decoded = self._decoder.decode(messages.values, messages.produced, now)
-        events = Events(self.store.catalog.rows[self.source], decoded.rows)
+        events = Events(self._catalog.rows[self.source], decoded.rows)
         places, bad = decoded.places, list(decoded.bad)
         if wrong := not_computable(events, self._views):
             bad += [(int(places[at]), reason) for at, reason in wrong.items()]
             good = np.setdiff1d(np.arange(len(places)), np.fromiter(wrong, np.int64))
             events, places = Events(events.rows, events.table.take(pa.array(good))), places[good]
-        return events, places, bad
+        return events, places, sorted(bad)
 
     def _patiently(self, work: Callable[[], T]) -> T:
         """Do it, again and again while a store is away; then what is kept of the stores is read anew."""
@@ -195,7 +214,7 @@ class StreamTask:
                 done = work()
             except StoreUnavailableError as error:
                 self.failing(error)
-                if self._ended.wait(pause):
+                if self._stop.wait(pause):
                     raise
                 pause = min(2 * pause, _RETRY_S[1])
                 self._writer.forget()
@@ -206,22 +225,24 @@ class StreamTask:
 
     def _join(self, partition: int, first: int) -> None:
         """Take up a partition that the engine gives from `first` on: what is not landed before that is read again."""
-        start = self._patiently(lambda: self._take_up({partition: first}))[partition]
+        start = self._patiently(lambda: self._take_up({partition: first}, {partition: first}))[partition]
         if start < first:
             assert self._read is not None
             again = self._read
             self._patiently(lambda: [self._take(messages) for messages in again(partition, start, first)])
-            self._landing.skip({partition: first})  # of what the topic kept: what is bad there was told before
+            # Of what the topic kept: what is bad there was told before.
+            self._landing.skip({self._base + partition: first})
 
-    def _take_up(self, starts: Mapping[int, int]) -> dict[int, int]:
-        landed = self._landing.begin(self.store.catalog.rows[self.source].schema, starts)
+    def _take_up(self, starts: Mapping[int, int], of_topic: Mapping[int, int]) -> dict[int, int]:
+        """Take up partitions at the end of the log, or at these offsets where it has not met one: those `of_topic`
+        where it has not met the topic. Where that is."""
+        schema = self._defined().rows[self.source].schema
+        base = self._log.base(self._topic)
+        self._base = self._log.meet(schema, self._topic, of_topic) if base is None else base
+        landed = self._landing.begin(schema, {self._base + partition: at for partition, at in starts.items()})
         self._writer.forget()
         self._look_again()
-        return landed
-
-    def _lose(self, partition: int, landed: int, first: int) -> None:
-        self._landing.skip({partition: first})
-        self._said = replace(self._said, lost=self._said.lost + first - landed)
+        return {partition: landed[self._base + partition] for partition in starts}
 
     def _tell(self, events: Events, late: int, bad: int, produced: int) -> None:
         said, times = self._said, events.times
@@ -238,15 +259,20 @@ class StreamTask:
     # What changes meanwhile
 
     def _look(self) -> None:
-        """See, every two seconds, whether definitions changed, and settle where views begin."""
+        """See, every two seconds, whether definitions changed, and settle where views begin. While the registry is
+        away, it goes on by what it knows."""
         if time.monotonic() - self._looked_at > _LOOK_EVERY_S:
-            self._patiently(self._look_again)
+            try:
+                self._look_again()
+            except StoreUnavailableError as error:
+                self._looked_at = time.monotonic()
+                self.failing(error, "looking")
 
     def _look_again(self) -> None:
-        catalog = self.store.catalog
-        if self.source not in catalog.sources:
-            raise NotFoundError(f'there is no source "{self.source}" any more', hint="Stop its stream: fs stream stop")
+        catalog = self._defined()
         if catalog is not self._catalog:
+            if self._catalog and self._catalog.rows[self.source] != catalog.rows[self.source]:
+                self._land()  # rows of one schema in a commit
             self._decoder = decoder_of(self.store, self.source)
             self._catalog = catalog
         self._views = self.store.receivers(self.source)
@@ -254,39 +280,54 @@ class StreamTask:
         if positions and self._writer.settle(self._views, positions):
             self._land_now.set()  # batch waits for it
         self._looked_at = time.monotonic()
+        self.failing(None, "looking")
+
+    def _defined(self) -> Catalog:
+        """The definitions as they are now."""
+        catalog = self.store.catalog
+        if self.source not in catalog.sources:
+            raise NotFoundError(
+                f'there is no source "{self.source}" any more', hint=f"Stop its stream: fs stream stop {self.source}"
+            )
+        catalog.kafka(self.source)
+        return catalog
 
     def _run_landing(self) -> None:
         landed = compacted = time.monotonic()
+        self._quietly(lambda: self._streams.sweep(self.source, STALE), "telling")
         while not self._ended.wait(0.2):
             if self._land_now.is_set() or time.monotonic() - landed > LAND_EVERY_S:
                 self._land_now.clear()
                 landed = time.monotonic()
-                self._quietly(self._land)
+                self._quietly(self._land, "landing")
             if time.monotonic() - compacted > COMPACT_EVERY_S:
                 compacted = time.monotonic()
-                self._quietly(self._compact)
+                self._quietly(self._compact, "compacting")
 
     def _run_beat(self) -> None:
         """Say how it goes, and look for changes where no messages come."""
         while True:
             lag = replace(self._said, positions=self._landing.positions)
             behind = max(self._clock() - self._produced, 0) if lag.lag and self._produced else 0
-            said = replace(lag, behind=behind, error=self._deposed or self._waits_for)
-            self._quietly(lambda said=said: self._streams.beat(said))  # type: ignore[misc]
+            wrong = next(map(str, list(self._wrong.values())), None)
+            said = replace(lag, behind=behind, error=self._deposed or wrong)
+            self._quietly(lambda said=said: self._streams.beat(said), "telling")  # type: ignore[misc]
             if self._ended.wait(_BEAT_EVERY_S):
                 return
             if time.monotonic() - self._looked_at > _LOOK_EVERY_S and self._working.acquire(timeout=0.1):
                 try:
                     if self._landing.positions:
-                        self._quietly(self._look_again)
+                        self._quietly(self._look_again, "looking")
                 finally:
                     self._working.release()
 
-    def _quietly(self, work: Callable[[], object]) -> None:
+    def _quietly(self, work: Callable[[], object], what: str) -> None:
         try:
             work()
         except FeatureStoreError as error:
-            self.failing(error)
+            self.failing(error, what)
+        else:
+            self.failing(None, what)
 
     def _land(self) -> None:
         """Commit what has gathered. Where another has moved the positions, this worker was taken for dead."""

@@ -36,9 +36,11 @@ from feature_store.store import FeatureStore
 
 if TYPE_CHECKING:
     from feature_store.engines.flink import Checkpoint
+    from feature_store.engines.kafka import Topic
     from feature_store.pipelines.stream_jobs import FlinkStream
 
 KAFKA, FLINK = "kafka", "flink"
+LATEST = "latest"
 
 _LOOK_EVERY_S = 0.5
 _RUNNING = "RUNNING"
@@ -77,6 +79,14 @@ class Streams:
                 found[source] = None
         return list(found)
 
+    def started(self, names: Sequence[str] = ()) -> list[str]:
+        """As `sources`, and those that read a topic no more while their stream still runs."""
+        reading = self.sources()
+        gone = [name for name in self.store.registry.streams.all() if name not in reading and self._runs(name)]
+        others = [name for name in names if name not in gone]
+        of_names = self.sources(others) if others else [] if names else reading
+        return of_names + [name for name in gone if name in names or not names]
+
     # Start and stop
 
     def want(self, source: str, running: bool, start: str | None = None) -> StreamState:
@@ -104,15 +114,25 @@ class Streams:
         named = stream.engine if stream else None
         return named or (FLINK if FLINK in self.store.settings.engines else KAFKA)
 
-    def check(self, source: str) -> None:
-        """`FeatureStoreError` where the topic is not there or may not be used; makes that of its dead letters."""
-        partitions = self.store.topic(source).check()
+    def check(self, source: str, start: str | None = None) -> None:
+        """`FeatureStoreError` where the topic is not there or may not be used, or is another one than was read before:
+        unless `start` says where to begin in it. Makes the topic of dead letters."""
+        topic, log = self.store.topic(source), StreamLog(self.store.offline_store, source)
+        partitions = topic.check()
+        topic.check_group(group_of(self.store, source))
         dead_letters_of(self.store, source).create(partitions)
+        if start is None:
+            log.base(topic.identity)
+        else:
+            starts = {
+                partition: end if start == LATEST else first for partition, (first, end) in topic.ranges().items()
+            }
+            log.meet(self.store.catalog.rows[source].schema, topic.identity, starts)
 
     def start(self, source: str, start: str | None = None) -> None:
         """Have a stream run in the background: in a process of its own here, or as a job of a Flink cluster, where the
         settings name one. Returns when it works; nothing happens where it runs already."""
-        self.check(source)
+        self.check(source, start)
         state = self.want(source, True, start)
         if state.engine == FLINK and not self._flink(source).is_embedded:
             job = self._flink(source).start()
@@ -136,11 +156,16 @@ class Streams:
                     hint="It ends once its stores answer; see fs stream status",
                 )
             time.sleep(_LOOK_EVERY_S)
+        self.store.registry.streams.sweep(source, SILENT)
 
     def _flink(self, source: str) -> FlinkStream:
         from feature_store.pipelines.stream_jobs import FlinkStream  # what few repos need
 
         return FlinkStream(self.store, source)
+
+    def _runs(self, source: str) -> bool:
+        state = self.store.registry.streams.get(source)
+        return bool((state and state.running) or self._alive(source))
 
     def _alive(self, source: str) -> list[StreamWorker]:
         return [worker for worker in self.store.registry.streams.workers(source) if worker.silent < SILENT]
@@ -175,15 +200,25 @@ class Streams:
 
     def work(self, sources: Sequence[str], stop: threading.Event) -> None:
         """Be a worker of streams until told to stop, or until they are stopped."""
+        failures: list[BaseException] = []
+
+        def work(source: str) -> None:
+            try:
+                self._work(source, stop)
+            except BaseException as error:  # a fault of ours: the process is to end, and to say so
+                failures.append(error)
+                stop.set()
+
         threads = [
-            threading.Thread(target=self._work, args=(source, stop), name=f"worker {source}", daemon=True)
-            for source in sources
+            threading.Thread(target=work, args=(source,), name=f"worker {source}", daemon=True) for source in sources
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             while thread.is_alive():  # a wait without end would keep signals waiting, too
                 thread.join(0.2)
+        if failures:
+            raise failures[0]
 
     def _work(self, source: str, stop: threading.Event) -> None:
         state = self.store.registry.streams.get(source)
@@ -200,7 +235,7 @@ class Streams:
             if state is not None and state.engine == FLINK:
                 self._run_job(source, ended, failing)
             else:
-                self._consume(source, ended, failing, latest=state is not None and state.start == "latest")
+                self._consume(source, ended, failing, latest=state is not None and state.start == LATEST)
         finally:
             ended.set()
             watch.join()
@@ -208,15 +243,17 @@ class Streams:
     def _consume(self, source: str, ended: threading.Event, failing: Failing, latest: bool) -> None:
         from feature_store.engines.kafka import ConsumerGroup
 
-        task = StreamTask(self.store, source, this_holder(), latest)
+        task = StreamTask(self.store, source, this_holder(), latest, stop=ended)
+
+        def topics() -> tuple[Topic, Topic]:
+            return self.store.topic(source), dead_letters_of(self.store, source)
 
         def tell(error: FeatureStoreError | None) -> None:
             task.failing(error)
             failing(error)
 
         try:
-            topic, dead_letters = self.store.topic(source), dead_letters_of(self.store, source)
-            ConsumerGroup(topic, group_of(self.store, source), dead_letters, task).run(ended, tell)
+            ConsumerGroup(topics, group_of(self.store, source), task).run(ended, tell)
         finally:
             task.close()
 
@@ -264,6 +301,7 @@ class Streams:
             lag = self._lag(source, alive)
         except FeatureStoreError as error:
             errors.append(str(error))
+        reads = source in self.sources()
         job = self._flink(source).status() if state and state.engine == FLINK else None
         if job is not None and job.error and job.state != _RUNNING:
             errors.append(job.error)
@@ -271,8 +309,8 @@ class Streams:
         behind = max((worker.behind for worker in alive if worker.behind is not None), default=None)
         return {
             "source": source,
-            "topic": self.store.catalog.kafka(source).topic,
-            "views": [view.name for view in self.store.receivers(source)],
+            "topic": self.store.catalog.kafka(source).topic if reads else None,
+            "views": [view.name for view in self.store.receivers(source)] if reads else [],
             "engine": state.engine if state else self.engine_of(source),
             "state": _state(state, bool(alive) or (job is not None and job.state == _RUNNING), errors),
             "workers": len(alive),
@@ -295,8 +333,9 @@ class Streams:
 
     def _lag(self, source: str, alive: Sequence[StreamWorker]) -> int:
         """Messages of the topic that wait: behind what workers took, or else behind the log."""
-        ranges = self.store.topic(source).ranges()
-        reached = StreamLog(self.store.offline_store, source).position_of(ranges)
+        topic, log = self.store.topic(source), StreamLog(self.store.offline_store, source)
+        ranges = log.numbered(topic.identity, topic.ranges())
+        reached = log.position_of(ranges)
         for worker in alive:
             reached |= {partition: max(at, reached.get(partition, 0)) for partition, at in worker.positions.items()}
         return sum(max(end - max(reached.get(part, first), first), 0) for part, (first, end) in ranges.items())

@@ -74,6 +74,12 @@ class Streams:
                 return
         self._database.insert(STREAM_WORKERS, {**key, **row})
 
+    def sweep(self, source: str, silent: int) -> None:
+        """Forget workers that were not heard of for longer than this (microseconds)."""
+        with self._database.writing() as connection:
+            gone = STREAM_WORKERS.c.seen < now_of(connection) - silent
+            connection.execute(STREAM_WORKERS.delete().where(*self._key(STREAM_WORKERS, source), gone))
+
     def workers(self, source: str) -> list[StreamWorker]:
         """The workers of a stream, those that are gone too, each with the time since it was last heard of."""
         with self._database.reading() as connection:

@@ -45,7 +45,6 @@ class Stream:
             topic=kafka.topic(2),
             brokers=kafka.url,
             group=f"group-{folder.name}",
-            dead_letters=kafka.topic(1),
             handler="tests.engines.kept_messages:keeper",
             argument=json.dumps({"folder": str(folder)}),
             parallelism=2,
@@ -130,24 +129,6 @@ def test_messages_come_once_and_in_order_through_savepoints(
     assert len({worker for worker, _ in stream.runs()}) == 3
 
 
-def test_a_refused_message_is_a_dead_letter_with_its_reason(jobs: FlinkJobs, stream: Stream) -> None:
-    stream.kafka.produce(stream.job.topic, [b"good", b"bad \xc3\xa9", None], b"key")
-    jobs.start(stream.job)
-    wait(lambda: len(stream.kept()) == 3)
-    wait(lambda: len(stream.kafka.messages(stream.job.dead_letters)) == 1)
-    origin = next(each for each in stream.kept() if each.value == "bad é")
-    (letter,) = stream.kafka.messages(stream.job.dead_letters)
-    assert (letter.key(), letter.value()) == (b"key", "bad é".encode())
-    assert {name: value.decode() for name, value in letter.headers()} == {
-        "reason": f"{letter.value()!r} is bad",
-        "topic": stream.job.topic,
-        "partition": str(origin.partition),
-        "offset": str(origin.offset),
-        "timestamp": str(origin.timestamp),
-    }
-    assert [(each.key, each.value) for each in stream.kept()] == [("key", "good"), ("key", "bad é"), ("key", None)]
-
-
 def test_nothing_is_lost_when_workers_and_the_task_manager_are_killed(
     jobs: FlinkJobs, stream: Stream, flink_cluster: FlinkCluster
 ) -> None:
@@ -224,10 +205,10 @@ def test_one_conf_opens_kafka_to_flink_and_to_librdkafka(jobs: FlinkJobs, tmp_pa
         stream = Stream(kafka, tmp_path)
         stream.job = replace(stream.job, brokers=kafka.secure_url, conf=kafka.secure_conf)
         producer = Producer({"bootstrap.servers": kafka.secure_url, "log_level": 0} | kafka.secure_conf)
-        producer.produce(stream.job.topic, b"bad")
+        producer.produce(stream.job.topic, b"hello")
         assert producer.flush(60) == 0
         jobs.start(stream.job)
-        wait(lambda: len(kafka.messages(stream.job.dead_letters)) == 1)
+        wait(lambda: [each.value for each in stream.kept()] == ["hello"])
     finally:
         kafka.close()
 

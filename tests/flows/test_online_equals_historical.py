@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from feature_store import FeatureStore
-from feature_store.engines.streams import Messages
+from feature_store.engines.streams import Messages, TopicId
 from feature_store.pipelines.stream_task import StreamTask
 from tests.oracle import Event, Seen, agrees, latest, windowed
 
@@ -223,7 +223,7 @@ def _stream(store: FeatureStore, source: str, found: list[Row], order: list[int]
     ranges = {half: (0, len(messages)) for half, messages in enumerate(topic)}
     for last in (False, True):
         task = StreamTask(store, source, "worker", clock=lambda: at)
-        starts = task.assigned(ranges)
+        starts = task.assigned(TopicId(source), ranges, ranges)
         for half, messages in enumerate(topic):
             for first in range(starts[half], len(messages), 1 + order[1]):
                 here = np.arange(first, min(first + 1 + order[1], len(messages)))
