@@ -40,8 +40,8 @@ feature_view:
 """
 
 
-def store_of(folder: Path, unique: str) -> FeatureStore:
-    (folder / "feature_store.yaml").write_text("project: p\n")
+def store_of(folder: Path, unique: str, online: str = "sqlite:///data/online.db") -> FeatureStore:
+    (folder / "feature_store.yaml").write_text(f"project: p\nonline_store: {online}\n")
     (folder / "views.yaml").write_text(TEXT.format(unique=unique))
     store = FeatureStore(folder)
     store.apply()
@@ -62,9 +62,19 @@ def apply(writer: StreamWriter, store: FeatureStore, placed: list[Placed], now: 
     writer.apply([store.catalog.views["counts"]], StreamEvents(Events(rows, table), partitions, offsets), now)
 
 
+@pytest.fixture(params=["sqlite", "redis", "hbase", "tiered"])
+def online(request: pytest.FixtureRequest) -> str:
+    """The URI of an online store."""
+    if request.param == "sqlite":
+        return "sqlite:///data/online.db"
+    urls = [request.getfixturevalue(name) for name in ("redis_url", "hbase_url") if name.startswith(request.param)]
+    return urls[0] if urls else "|".join(["tiered:" + request.getfixturevalue("redis_url"), "sqlite:///data/slow.db"])
+
+
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("unique", ["[]", "[id]"])
-def test_each_event_counts_once_whatever_is_read_again(tmp_path: Path, unique: str) -> None:
-    store, random_ = store_of(tmp_path, unique), random.Random(7)
+def test_each_event_counts_once_whatever_is_read_again(tmp_path: Path, unique: str, online: str) -> None:
+    store, random_ = store_of(tmp_path, unique, online), random.Random(7)
     now = time.time_ns() // 1000
     ages = [random_.choice([1, 10, 50, 500, 5_000]) * MINUTE for _ in range(200)]
     made = [(n, n % 3, n, now - age) for n, age in enumerate(ages)]
