@@ -50,16 +50,15 @@ class Boundary:
         if isinstance(relation, ScheduledQuery) or is_snapshot(bound) or relation.rows.streamed is None:
             return bound
         claims = self._settled(bound, relation.rows.name, epoch)
-        if isinstance(relation, LatestRow) or claims is None:
+        if isinstance(relation, LatestRow):
             return bound  # the latest row is the same whoever writes it
         before = tuple(sorted((partition, claim.begin) for partition, claim in claims.items()))
         return replace(bound, relation=replace(relation, rows=replace(relation.rows, before=before)))
 
-    def _settled(self, bound: BoundView, source: str, epoch: str) -> Mapping[int, Claim] | None:
-        """Where the stream begins, by partition; None where none was ever started."""
-        log, state = StreamLog(self.offline, source), self.streams.get(source)
-        if state is None and not self.offline.exists(log.table):
-            return None
+    def _settled(self, bound: BoundView, source: str, epoch: str) -> Mapping[int, Claim]:
+        """Where the stream begins, by partition. One that its log has not met begins where that will: where no stream
+        was ever started, one that is started while batch computes counts all."""
+        log = StreamLog(self.offline, source)
         began = time.monotonic()
         while True:
             claims = {p: c for p, c in self.streams.claims(bound.name, bound.version).items() if c.epoch == epoch}

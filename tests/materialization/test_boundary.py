@@ -1,0 +1,82 @@
+"""The boundary between batch and stream: whatever starts, ends or is lost when, each event is on one side of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from feature_store import FeatureStore
+from feature_store.engines.streams import Messages
+from feature_store.expressions.instants import MINUTE, to_datetime
+from feature_store.materialization.steps import steps_between
+from feature_store.pipelines.stream_task import StreamTask
+
+VIEW = """
+feature_view:
+  name: counts
+  entities: [user]
+  source: clicks
+  aggregations: [{name: n, function: count, window: 1h}, {name: d, function: count, window: 1d}]
+"""
+REPO = """
+entity: {name: user, join_key: user_id, type: INT64}
+---
+source:
+  name: clicks
+  path: data/clicks
+  timestamp: at
+  columns: [{name: user_id, type: INT64}, {name: at, type: TIMESTAMP}]
+  stream: {kafka: {topic: clicks}}
+---
+feature_view: {name: latest, entities: [user], source: clicks, features: [{name: at, type: TIMESTAMP}]}
+---
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[FeatureStore]:
+    (tmp_path / "data" / "clicks").mkdir(parents=True)
+    at = pa.array([to_datetime(NOW - 30 * MINUTE)], pa.timestamp("us", "UTC"))
+    pq.write_table(pa.table({"user_id": [1], "at": at}), tmp_path / "data" / "clicks" / "past.parquet")
+    (tmp_path / "feature_store.yaml").write_text("project: p\n")
+    (tmp_path / "views.yaml").write_text(REPO + VIEW)
+    store = FeatureStore(tmp_path)
+    store.apply()
+    yield store
+    store.close()
+
+
+NOW = time.time_ns() // 1000
+
+
+def clicks(count: int, start: int, partition: int = 0) -> Messages:
+    value = json.dumps({"user_id": 1, "at": to_datetime(NOW - 20 * MINUTE).isoformat()}).encode()
+    return Messages.of([value] * count, partition, start, produced=NOW)
+
+
+def worker(store: FeatureStore, end: int = 100) -> StreamTask:
+    task = StreamTask(store, "clicks", "worker")
+    task.assigned({0: (0, end)})
+    return task
+
+
+def counted(store: FeatureStore) -> list[Any]:
+    return store.get_online_features(["counts:n"], [{"user_id": 1}]).to_dict()["n"]
+
+
+def test_a_stream_that_is_started_while_batch_computes_counts_all_of_its_events(store: FeatureStore) -> None:
+    batch = store._materializer(None)
+    bound, _ = batch.begin(store.catalog.views["counts"])
+    task = worker(store)
+    task.handle(clicks(3, 0))
+    task.close()
+    for step in steps_between(bound, 0, time.time_ns() // 1000):
+        batch.step(bound, store._engine(), step)
+    assert counted(store) == [4]
