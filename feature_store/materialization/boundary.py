@@ -61,7 +61,8 @@ class Boundary:
         log = StreamLog(self.offline, source)
         began = time.monotonic()
         while True:
-            claims = {p: c for p, c in self.streams.claims(bound.name, bound.version).items() if c.epoch == epoch}
+            known = self.streams.claims(bound.name, bound.version)
+            claims = {partition: claim for partition, claim in known.items() if claim.holds(int(epoch))}
             reached = log.positions() | log.position_of(claims)
             open_ = {partition: at for partition, at in reached.items() if partition not in claims}
             if open_ and not self._runs(source):

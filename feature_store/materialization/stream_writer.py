@@ -150,14 +150,14 @@ class _Begins:
             known = self._known[bound.table] = self._claims.claims(bound.name, bound.version)
         if not self._is_open(known, positions, epoch):
             return False
-        if any(known[part].epoch != str(epoch) for part in positions if part in known):
+        if any(not known[part].holds(epoch) for part in positions if part in known):
             self._lost(bound)  # before it begins again: batch waits for that
-        began = begin_epoch(self._online, bound) if epoch is None else epoch
+        began = begin_epoch(self._online, bound, known.values()) if epoch is None else epoch
         self._known[bound.table] = self._claims.claim(bound.name, bound.version, positions, str(began))
         return True
 
     def _is_open(self, known: Mapping[int, Claim], partitions: Iterable[int], epoch: int | None) -> bool:
-        return any(known[part].epoch != str(epoch) if part in known else True for part in partitions)
+        return any(part not in known or not known[part].holds(epoch) for part in partitions)
 
     def of(self, bound: BoundView, positions: Mapping[int, int]) -> dict[int, Claim]:
         """Where a view begins in partitions; where that is open, at these positions."""

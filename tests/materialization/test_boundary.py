@@ -15,6 +15,7 @@ import pytest
 from feature_store import FeatureStore
 from feature_store.engines.streams import Messages
 from feature_store.expressions.instants import MINUTE, to_datetime
+from feature_store.materialization.epochs import begin_epoch
 from feature_store.materialization.steps import steps_between
 from feature_store.pipelines.stream_task import StreamTask
 
@@ -80,3 +81,17 @@ def test_a_stream_that_is_started_while_batch_computes_counts_all_of_its_events(
     for step in steps_between(bound, 0, time.time_ns() // 1000):
         batch.step(bound, store._engine(), step)
     assert counted(store) == [4]
+
+
+def test_batch_that_began_before_the_store_lost_its_rows_leaves_the_boundary_as_it_is(store: FeatureStore) -> None:
+    batch, view = store._materializer(None), store.catalog.views["counts"]
+    epoch = str(begin_epoch(store.online_store, view))
+    task = worker(store)
+    task.handle(clicks(3, 0))
+    store.clear_online("counts")
+    task.handle(clicks(2, 3))
+    task.close()
+    batch._boundary.before(view, epoch)
+    assert store.registry.streams.claims("counts", view.version)[0].begin == 3
+    store.materialize_incremental(to_datetime(time.time_ns() // 1000), ["counts"])
+    assert counted(store) == [6]
