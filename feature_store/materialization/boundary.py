@@ -89,6 +89,21 @@ class Boundary:
         return wanted or any(worker.silent < SILENT for worker in self.streams.workers(source))
 
 
+def is_filled_by_stream(bound: BoundView) -> bool:
+    """Whether what a stream fills of a view online nobody else does."""
+    relation = bound.relation
+    return isinstance(relation, Windows) and not is_snapshot(bound) and relation.rows.streamed is not None
+
+
+def wait_for_workers(streams: Streams, applied: int | None = None) -> None:
+    """Wait until workers go by what was applied at an instant (microseconds), now if it is not given: what they write
+    of a view before that would stay where it is dropped."""
+    if any(worker.silent < SILENT for source in streams.all() for worker in streams.workers(source)):
+        # The clock of whoever applied may be wrong by any amount.
+        left = _KNOWN_S if applied is None else _KNOWN_S - (time.time_ns() // 1000 - applied) / SECOND
+        time.sleep(min(max(left, 0.0), _KNOWN_S))
+
+
 def counted_by_batch(relation: LatestRow | Windows | ScheduledQuery, inputs: Mapping[str, str]) -> dict[str, str]:
     """Inputs without those whose rows are all the stream's: what comes into its log later is no news for batch, unless
     rows elsewhere may be the same events."""

@@ -72,6 +72,13 @@ def counted(store: FeatureStore) -> list[Any]:
     return store.get_online_features(["counts:n"], [{"user_id": 1}]).to_dict()["n"]
 
 
+def look(store: FeatureStore, task: StreamTask) -> None:
+    """Have the worker see what was applied."""
+    store.refresh()
+    task.revoked([0], lost=False)
+    task.assigned({0: (0, 100)})
+
+
 def test_a_stream_that_is_started_while_batch_computes_counts_all_of_its_events(store: FeatureStore) -> None:
     batch = store._materializer(None)
     bound, _ = batch.begin(store.catalog.views["counts"])
@@ -95,3 +102,32 @@ def test_batch_that_began_before_the_store_lost_its_rows_leaves_the_boundary_as_
     assert store.registry.streams.claims("counts", view.version)[0].begin == 3
     store.materialize_incremental(to_datetime(time.time_ns() // 1000), ["counts"])
     assert counted(store) == [6]
+
+
+MORE = VIEW.replace("window: 1d", "window: 2d")
+
+
+@pytest.mark.parametrize(
+    "meanwhile", ["", MORE, VIEW + "  online: false\n"], ids=["removed", "changed", "not kept online"]
+)
+def test_a_view_that_a_stream_did_not_fill_for_a_while_starts_over(store: FeatureStore, meanwhile: str) -> None:
+    """What it holds of before lacks the events in between, and nobody else would fill these."""
+    views, beside = store.root / "views.yaml", FeatureStore(store.root)
+    task = worker(beside)
+    try:
+        task.handle(clicks(3, 0))
+        views.write_text(REPO + meanwhile)
+        store.apply(allow_destructive=True)
+        task.handle(clicks(1, 3))
+        look(beside, task)
+        task.handle(clicks(2, 4))
+        views.write_text(REPO + VIEW)
+        store.apply()
+        look(beside, task)
+        task.handle(clicks(1, 6))
+    finally:
+        task.close()
+        beside.close()
+    assert counted(store) != [8]
+    store.materialize_incremental(to_datetime(time.time_ns() // 1000), ["counts"])
+    assert counted(store) == [8]
