@@ -93,7 +93,8 @@ class StreamTask:
     def assigned(self, ranges: Mapping[int, tuple[int, int]]) -> dict[int, int]:
         """Where to begin in partitions: where the log ends. `SourceError` where what comes next is not in the topic."""
         with self._working:
-            self._deposed = None
+            if not self._landing.positions:
+                self._deposed = None
             starts = {partition: end if self._latest else first for partition, (first, end) in ranges.items()}
             landed = self._take_up(starts)
             for partition, (first, end) in ranges.items():

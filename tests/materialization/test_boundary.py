@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from feature_store import FeatureStore
 from feature_store.engines.streams import Messages
+from feature_store.errors import ConflictError
 from feature_store.expressions.instants import MINUTE, to_datetime
 from feature_store.materialization.epochs import begin_epoch
 from feature_store.materialization.steps import steps_between
@@ -131,3 +133,24 @@ def test_a_view_that_a_stream_did_not_fill_for_a_while_starts_over(store: Featur
     assert counted(store) != [8]
     store.materialize_incremental(to_datetime(time.time_ns() // 1000), ["counts"])
     assert counted(store) == [8]
+
+
+def test_a_worker_that_lost_a_partition_begins_again_with_all_of_them(store: FeatureStore) -> None:
+    """Nothing waits any more to be landed of the others either, whatever comes to it before it knows."""
+    first, second = StreamTask(store, "clicks", "first"), StreamTask(store, "clicks", "second")
+    first.assigned({0: (0, 10), 1: (0, 10)})
+    second.assigned({0: (0, 10)})
+    second.handle(clicks(3, 0))
+    second.close()
+    with suppress(ConflictError):  # as soon as it tries to land
+        first.handle(clicks(3, 0, partition=1))
+        first.handle(clicks(3, 0))
+    first.revoked([0], lost=False)
+    first.assigned({2: (0, 10)})
+    with pytest.raises(ConflictError, match="another worker has taken over"):
+        first.handle(clicks(1, 3, partition=1))
+    first.revoked([1, 2], lost=False)
+    start = first.assigned({1: (0, 10)})[1]
+    first.handle(clicks(4 - start, start, partition=1))
+    first.close()
+    assert store.offline_store.read("stream/clicks").num_rows == 7
