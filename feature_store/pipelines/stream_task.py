@@ -50,8 +50,8 @@ class StreamTask:
     """The handler of one worker (see `engines.streams.Handler`); `close` it in the end.
 
     `latest`: where the log knows nothing of a partition, begin behind its last message. `read` reads messages again
-    that a worker before this one applied and did not land, where the engine itself begins behind them. `clock` gives
-    the time in microseconds.
+    that a worker before this one applied and did not land, where the engine itself begins behind them. After `stop`
+    it waits for no store any more. `clock` gives the time in microseconds.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class StreamTask:
         name: str,
         latest: bool = False,
         read: Read | None = None,
+        stop: threading.Event | None = None,
         clock: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         self.store, self.source, self.name = store, source, name
@@ -79,7 +80,9 @@ class StreamTask:
         self._said = StreamWorker(source, name)
         self._produced = 0
         self._waits_for: str | None = None
+        self._troubles: dict[str, str] = {}
         self._ended = threading.Event()
+        self._stop = stop or self._ended
         self._land_now = threading.Event()
         self._beside = [
             threading.Thread(target=work, name=f"{work.__name__} {source}", daemon=True)
@@ -156,31 +159,35 @@ class StreamTask:
     # Taking messages
 
     def _take(self, messages: Messages) -> Bad:
-        self._look()
         positions = self._landing.positions
         taken = np.array([positions[part] for part in messages.partitions.tolist()], np.int64)
         fresh = np.flatnonzero(messages.offsets >= taken)
         if not len(fresh):
             return ()
         part = messages if len(fresh) == len(messages) else messages.take(fresh)
-        now = self._clock()
-        assert self._decoder is not None
-        events, places, bad = self._patiently(lambda: self._events(part, now))
-        given = StreamEvents(events, part.partitions[places], part.offsets[places])
-        late = self._patiently(lambda: self._writer.apply(self._views, given, now))
-        self._landing.add(events.table, given.partitions, given.offsets, part.nexts)
-        self._tell(events, late, len(bad), int(part.produced.max()))
+        given, late, bad = self._patiently(lambda: self._apply(part))
+        self._landing.add(given.events.table, given.partitions, given.offsets, part.nexts)
+        self._tell(given.events, late, len(bad), int(part.produced.max()))
         if self._landing.rows >= LAND_ROWS:
             self._land_now.set()
         if self._landing.rows >= MOST_ROWS:
             self._patiently(self._land)
         return [(int(fresh[at]), reason) for at, reason in sorted(bad)]
 
+    def _apply(self, messages: Messages) -> tuple[StreamEvents, int, list[tuple[int, str]]]:
+        """Write the events among messages to the views as they are now; how many were late, what is wrong with the
+        other messages."""
+        self._look()
+        now = self._clock()
+        events, places, bad = self._events(messages, now)
+        given = StreamEvents(events, messages.partitions[places], messages.offsets[places])
+        return given, self._writer.apply(self._views, given, now), bad
+
     def _events(self, messages: Messages, now: int) -> tuple[Events, Ints, list[tuple[int, str]]]:
         """The events among messages, which message each was, and what is wrong with the others."""
-        assert self._decoder is not None
+        assert self._catalog is not None and self._decoder is not None
         decoded = self._decoder.decode(messages.values, messages.produced, now)
-        events = Events(self.store.catalog.rows[self.source], decoded.rows)
+        events = Events(self._catalog.rows[self.source], decoded.rows)
         places, bad = decoded.places, list(decoded.bad)
         if wrong := not_computable(events, self._views):
             bad += [(int(places[at]), reason) for at, reason in wrong.items()]
@@ -196,7 +203,7 @@ class StreamTask:
                 done = work()
             except StoreUnavailableError as error:
                 self.failing(error)
-                if self._ended.wait(pause):
+                if self._stop.wait(pause):
                     raise
                 pause = min(2 * pause, _RETRY_S[1])
                 self._writer.forget()
@@ -239,9 +246,13 @@ class StreamTask:
     # What changes meanwhile
 
     def _look(self) -> None:
-        """See, every two seconds, whether definitions changed, and settle where views begin."""
+        """See, every two seconds, whether definitions changed, and settle where views begin. While the registry is
+        away, nobody can change them: it goes on."""
         if time.monotonic() - self._looked_at > _LOOK_EVERY_S:
-            self._patiently(self._look_again)
+            self._looked_at = time.monotonic()
+            with suppress(StoreUnavailableError):
+                self.store.refresh()
+                self._look_again()
 
     def _look_again(self) -> None:
         catalog = self.store.catalog
@@ -272,8 +283,9 @@ class StreamTask:
         while True:
             lag = replace(self._said, positions=self._landing.positions)
             behind = max(self._clock() - self._produced, 0) if lag.lag and self._produced else 0
-            said = replace(lag, behind=behind, error=self._deposed or self._waits_for)
-            self._quietly(lambda said=said: self._streams.beat(said))  # type: ignore[misc]
+            said = replace(lag, behind=behind, error=self._deposed or self._waits_for or self._trouble)
+            with suppress(FeatureStoreError):  # it is seen to be silent
+                self._streams.beat(said)
             if self._ended.wait(_BEAT_EVERY_S):
                 return
             if time.monotonic() - self._looked_at > _LOOK_EVERY_S and self._working.acquire(timeout=0.1):
@@ -284,10 +296,17 @@ class StreamTask:
                     self._working.release()
 
     def _quietly(self, work: Callable[[], object]) -> None:
+        """Do what is done beside the messages; what is wrong with it is said until it works again."""
         try:
             work()
         except FeatureStoreError as error:
-            self.failing(error)
+            self._troubles[work.__name__] = str(error)
+        else:
+            self._troubles.pop(work.__name__, None)
+
+    @property
+    def _trouble(self) -> str | None:
+        return next(iter(dict(self._troubles).values()), None)
 
     def _land(self) -> None:
         """Commit what has gathered. Where another has moved the positions, this worker was taken for dead."""

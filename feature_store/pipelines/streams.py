@@ -132,7 +132,7 @@ class Streams:
                 names = ", ".join(worker.name for worker in alive)
                 raise StoreUnavailableError(
                     f'the stream of "{source}" has not ended within {_STOP_S:.0f} s: {names}',
-                    hint="It ends once its stores answer; see fs stream status",
+                    hint="fs stream status says what it waits for",
                 )
             time.sleep(_LOOK_EVERY_S)
 
@@ -199,7 +199,7 @@ class Streams:
     def _consume(self, source: str, ended: threading.Event, failing: Failing, latest: bool) -> None:
         from feature_store.engines.kafka import ConsumerGroup
 
-        task = StreamTask(self.store, source, this_holder(), latest)
+        task = StreamTask(self.store, source, this_holder(), latest, stop=ended)
 
         def tell(error: FeatureStoreError | None) -> None:
             task.failing(error)
