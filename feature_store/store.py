@@ -35,7 +35,7 @@ from feature_store.expressions.instants import instant, to_iso
 from feature_store.expressions.relations import Rows
 from feature_store.materialization.backfill import Backfill
 from feature_store.materialization.batch import Materializer, Report
-from feature_store.materialization.boundary import Boundary
+from feature_store.materialization.boundary import Boundary, is_filled_by_stream, wait_for_workers
 from feature_store.materialization.push import Destination, Pusher, receivers
 from feature_store.materialization.rollout import KEPT_FOR, Rollout
 from feature_store.materialization.sinks import Address
@@ -312,8 +312,13 @@ class FeatureStore(Directory):
             for change in plan.changes
             if change.action == "delete" and change.kind == FeatureView.kind
         }
+        self._start_over(catalog)
+        views = self.catalog.views
+        streamed = any(rows.streamed for name in histories.keys() & views.keys() for rows in views[name].inputs)
         if not plan.is_empty:
             self.registry.commit(plan.registry_changes(), plan.serial, versions=plan.versions)
+        if streamed:
+            wait_for_workers(self.registry.streams)
         for history in histories.values():
             self._drop_tables(history)
         self.refresh()
@@ -322,6 +327,20 @@ class FeatureStore(Directory):
                 self.online_store.create(table)
         self._drop_retired()
         return plan
+
+    def _start_over(self, catalog: Catalog) -> None:
+        """Drop what is there of versions that streams are to fill as `catalog` says, and did once, but do not now: it
+        lacks the events since then."""
+        self.refresh()
+        read = [name for name, source in self.catalog.sources.items() if source.stream and source.stream.kafka]
+        filled = {bound.table for source in read for bound in self.receivers(source)}
+        for bound in catalog.views.values():
+            if bound.view.online and is_filled_by_stream(bound) and bound.table not in filled:
+                history = self.registry.history(FeatureView.kind, bound.name)
+                same = [record for record in history if record.bound.get("version") == bound.version]
+                if same:
+                    wait_for_workers(self.registry.streams, history[-1].created_at)
+                    self._drop_tables(same[-1:])
 
     def _plan(self, definitions: Iterable[Definition] | None, partial: bool = False) -> tuple[Plan, Catalog]:
         state = self.registry.load()

@@ -74,7 +74,11 @@ def status(invocation: Invocation, output: Output, views: tuple[str, ...]) -> No
 
 @command("bootstrap")
 @click.argument("view", metavar="VIEW")
-@click.option("--again", is_flag=True, help="Drop what is online of the view first, as after a store lost writes.")
+@click.option(
+    "--again",
+    is_flag=True,
+    help="Drop what is online of the view first, as after a store lost writes. Stop its stream before.",
+)
 def bootstrap(invocation: Invocation, view: str, again: bool) -> None:
     """Fill the past of VIEW while its stream runs.
 

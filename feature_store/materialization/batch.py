@@ -127,7 +127,8 @@ class Materializer:
     def begin(self, bound: BoundView) -> tuple[BoundView, dict[str, str]]:
         """The view as batch computes it, without what a stream counts; and the store's epoch of the view, begun now if
         there is none, as a fingerprint among those of the inputs."""
-        epoch = str(begin_epoch(self._online, bound))
+        claims = self._registry.streams.claims(bound.name, bound.version)
+        epoch = str(begin_epoch(self._online, bound, claims.values()))
         return self._boundary.before(bound, epoch), {EPOCH: epoch}
 
     def check_epoch(self, bound: BoundView, epoch: str) -> None:

@@ -50,19 +50,19 @@ class Boundary:
         if isinstance(relation, ScheduledQuery) or is_snapshot(bound) or relation.rows.streamed is None:
             return bound
         claims = self._settled(bound, relation.rows.name, epoch)
-        if isinstance(relation, LatestRow) or claims is None:
+        if isinstance(relation, LatestRow):
             return bound  # the latest row is the same whoever writes it
         before = tuple(sorted((partition, claim.begin) for partition, claim in claims.items()))
         return replace(bound, relation=replace(relation, rows=replace(relation.rows, before=before)))
 
-    def _settled(self, bound: BoundView, source: str, epoch: str) -> Mapping[int, Claim] | None:
-        """Where the stream begins, by partition; None where none was ever started."""
-        log, state = StreamLog(self.offline, source), self.streams.get(source)
-        if state is None and not self.offline.exists(log.table):
-            return None
+    def _settled(self, bound: BoundView, source: str, epoch: str) -> Mapping[int, Claim]:
+        """Where the stream begins, by partition. One that its log has not met begins where that will: where no stream
+        was ever started, one that is started while batch computes counts all."""
+        log = StreamLog(self.offline, source)
         began = time.monotonic()
         while True:
-            claims = {p: c for p, c in self.streams.claims(bound.name, bound.version).items() if c.epoch == epoch}
+            known = self.streams.claims(bound.name, bound.version)
+            claims = {partition: claim for partition, claim in known.items() if claim.holds(int(epoch))}
             reached = log.positions() | log.position_of(claims)
             open_ = {partition: at for partition, at in reached.items() if partition not in claims}
             if open_ and not self._runs(source):
@@ -87,6 +87,21 @@ class Boundary:
         state = self.streams.get(source)
         wanted = state is not None and state.running
         return wanted or any(worker.silent < SILENT for worker in self.streams.workers(source))
+
+
+def is_filled_by_stream(bound: BoundView) -> bool:
+    """Whether what a stream fills of a view online nobody else does."""
+    relation = bound.relation
+    return isinstance(relation, Windows) and not is_snapshot(bound) and relation.rows.streamed is not None
+
+
+def wait_for_workers(streams: Streams, applied: int | None = None) -> None:
+    """Wait until workers go by what was applied at an instant (microseconds), now if it is not given: what they write
+    of a view before that would stay where it is dropped."""
+    if any(worker.silent < SILENT for source in streams.all() for worker in streams.workers(source)):
+        # The clock of whoever applied may be wrong by any amount.
+        left = _KNOWN_S if applied is None else _KNOWN_S - (time.time_ns() // 1000 - applied) / SECOND
+        time.sleep(min(max(left, 0.0), _KNOWN_S))
 
 
 def counted_by_batch(relation: LatestRow | Windows | ScheduledQuery, inputs: Mapping[str, str]) -> dict[str, str]:

@@ -6,12 +6,14 @@ A store that lost its rows, such as a Redis that keeps nothing on disk after a r
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 import pyarrow as pa
 
 from feature_store.definitions.catalog import BoundView
 from feature_store.definitions.tables import epoch_table, marker_key
 from feature_store.materialization.sinks import timed
+from feature_store.registry.records import Claim
 from feature_store.storage.online import NO_CREATED, Key, OnlineStore, Row, Table
 
 
@@ -30,11 +32,11 @@ def epoch(online: OnlineStore, bound: BoundView) -> int | None:
     return epoch_of(online.read([epoch_read(bound)])[0][0])
 
 
-def begin_epoch(online: OnlineStore, bound: BoundView) -> int:
-    """The view's epoch, begun now if there is none."""
+def begin_epoch(online: OnlineStore, bound: BoundView, claims: Iterable[Claim] = ()) -> int:
+    """The view's epoch, begun now if there is none: later than those of claims, whoever's clock these went by."""
     if (began := epoch(online, bound)) is not None:
         return began
-    now = time.time_ns() // 1000
+    now = max([time.time_ns() // 1000, *(int(claim.epoch) + 1 for claim in claims)])
     table = epoch_table(bound)
     row = pa.table([[name] for name in marker_key(bound)] + [[now]], schema=table.arrow)
     online.create(table)

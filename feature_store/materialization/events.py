@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property, reduce
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, partial, reduce
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_store.definitions.catalog import BoundView
-from feature_store.errors import FeatureStoreError
+from feature_store.errors import FeatureStoreError, InvalidInputError
 from feature_store.expressions.ranges import Ints
 from feature_store.expressions.relations import Computed, LatestRow, Rows, Windows
 from feature_store.expressions.scalars import Ref, Scalar, compile_rows
@@ -71,8 +71,11 @@ class Events:
         return to_arrow(self.evaluate(scalar), scalar.type)
 
     def keys(self, schema: Schema) -> dict[str, pa.Array]:
-        """The key columns of a view, in their types."""
-        return {key.name: _one_chunk(self.table[key.name].cast(key.type.arrow)) for key in schema}
+        """The key columns of a view, in their types; `InvalidInputError` where a value is too large."""
+        try:
+            return {key.name: _one_chunk(self.table[key.name].cast(key.type.arrow)) for key in schema}
+        except pa.ArrowInvalid as error:
+            raise InvalidInputError(f"its key does not fit: {error}") from error
 
     def stamps(self) -> dict[str, pa.Array]:
         """The columns of times that an online table takes."""
@@ -119,25 +122,27 @@ def scalars_of(view: BoundView) -> list[Scalar]:
 
 
 def not_computable(events: Events, views: Iterable[BoundView]) -> dict[int, str]:
-    """The events over which a view's expressions cannot be computed, each with the reason."""
+    """The events over which a view's keys and expressions cannot be computed, each with the reason."""
     wrong: dict[int, str] = {}
     for view in views:
-        for scalar in scalars_of(view):
+        works: list[Callable[[Events], object]] = [partial(Events.keys, schema=view.keys)]
+        works += [partial(Events.computed, scalar=scalar) for scalar in scalars_of(view)]
+        for work in works:
             try:
-                events.computed(scalar)
+                work(events)
             except FeatureStoreError as error:
                 reason = f'feature view "{view.name}": {error}'
-                wrong |= {at: wrong.get(at, reason) for at in _wrong_ones(events, scalar)}
+                wrong |= {at: wrong.get(at, reason) for at in _wrong_ones(events, work)}
     return wrong
 
 
-def _wrong_ones(events: Events, scalar: Scalar) -> Iterator[int]:
-    """Which events an expression cannot be computed over: halves that have one are halved again."""
+def _wrong_ones(events: Events, work: Callable[[Events], object]) -> Iterator[int]:
+    """Over which events something cannot be computed: halves that have one are halved again."""
     parts = [(0, len(events))]
     while parts:
         start, end = parts.pop()
         try:
-            Events(events.rows, events.table.slice(start, end - start)).evaluate(scalar)
+            work(Events(events.rows, events.table.slice(start, end - start)))
         except FeatureStoreError:
             if end - start == 1:
                 yield start

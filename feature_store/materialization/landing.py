@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import pyarrow as pa
 
-from feature_store.errors import ConflictError, FeatureStoreError
+from feature_store.errors import ConflictError, InvalidInputError
 from feature_store.expressions.ranges import Ints
 from feature_store.materialization.stream_log import StreamLog
 from feature_store.types import Schema
@@ -83,7 +83,7 @@ class Landing:
                 self._log.append(rows, partitions, offsets, moves)
             except ConflictError:
                 raise
-            except FeatureStoreError:
+            except BaseException:
                 with self._changing:
                     self._waiting[:0] = waiting
                     self.bytes += size
@@ -112,4 +112,8 @@ class Landing:
 
 def _joined(waiting: list[tuple[pa.Table, Ints, Ints]]) -> tuple[pa.Table, Ints, Ints]:
     rows, partitions, offsets = zip(*waiting, strict=True)
-    return pa.concat_tables(rows, promote_options="default"), np.concatenate(partitions), np.concatenate(offsets)
+    try:
+        joined = pa.concat_tables(rows, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise InvalidInputError(f"rows of a stream do not fit together, since its source changed: {error}") from error
+    return joined, np.concatenate(partitions), np.concatenate(offsets)

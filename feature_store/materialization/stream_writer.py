@@ -14,7 +14,7 @@ settled anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -83,7 +83,7 @@ class StreamWriter:
     def __init__(self, online: OnlineStore, claims: Claims) -> None:
         self._online = online
         self._kept = Kept()
-        self._begins = _Begins(online, claims)
+        self._begins = _Begins(online, claims, self._lost)
         self._views: dict[str, _WindowsWriter] = {}
         self._created: set[str] = set()
 
@@ -107,6 +107,12 @@ class StreamWriter:
                 late = max(late, self._windows(bound).apply(given, now))
         return late
 
+    def _lost(self, bound: BoundView) -> None:
+        """The store has lost the rows of a view: what was kept of them goes, too, and what was just written."""
+        self._kept.clear()
+        if bound.table in self._views:
+            self._views[bound.table].take_back()
+
     def _latest(self, bound: BoundView) -> Table:
         table = latest_table(bound)
         if table.name not in self._created:
@@ -123,8 +129,8 @@ class StreamWriter:
 class _Begins:
     """Where views begin, as the registry has it for the present epoch of the online store."""
 
-    def __init__(self, online: OnlineStore, claims: Claims) -> None:
-        self._online, self._claims = online, claims
+    def __init__(self, online: OnlineStore, claims: Claims, lost: Callable[[BoundView], None]) -> None:
+        self._online, self._claims, self._lost = online, claims, lost
         self._known: dict[str, dict[int, Claim]] = {}
 
     def clear(self) -> None:
@@ -144,12 +150,14 @@ class _Begins:
             known = self._known[bound.table] = self._claims.claims(bound.name, bound.version)
         if not self._is_open(known, positions, epoch):
             return False
-        began = begin_epoch(self._online, bound) if epoch is None else epoch
+        if any(not known[part].holds(epoch) for part in positions if part in known):
+            self._lost(bound)  # before it begins again: batch waits for that
+        began = begin_epoch(self._online, bound, known.values()) if epoch is None else epoch
         self._known[bound.table] = self._claims.claim(bound.name, bound.version, positions, str(began))
         return True
 
     def _is_open(self, known: Mapping[int, Claim], partitions: Iterable[int], epoch: int | None) -> bool:
-        return any(known[part].epoch != str(epoch) if part in known else True for part in partitions)
+        return any(part not in known or not known[part].holds(epoch) for part in partitions)
 
     def of(self, bound: BoundView, positions: Mapping[int, int]) -> dict[int, Claim]:
         """Where a view begins in partitions; where that is open, at these positions."""
@@ -171,6 +179,7 @@ class _WindowsWriter:
         self._windows = bound.relation.windows
         self._levels = [_Level(bound, bound.relation, level) for level in bound.relation.levels]
         self._seen = seen_table(bound) if bound.relation.rows.unique else None
+        self._written: list[tuple[Table, _Batch, Sequence[Any]]] = []
         for table in self._tables:
             online.create(table)
 
@@ -194,15 +203,23 @@ class _WindowsWriter:
                 return late
             if self._load(batch.keys, here):
                 break
-            # The store has lost its rows: what was kept of them goes, and the view begins anew, with this batch.
-            self._kept.clear()
-            self._begins.settle([self._bound], here)
+            self._begins.settle([self._bound], here)  # the store has lost its rows: the view begins anew
+        self._written.clear()
         if self._seen is not None:
             batch = batch.take(self._first_seen(self._seen, batch, oldest))
         for level in self._levels:
             self._write_level(level, batch, now, oldest // level.level * level.level)
         self._kept.shrink()
         return late
+
+    def take_back(self) -> None:
+        """Empty the rows that were written last: the store may have lost all others before it took these, which hold
+        events from before the view begins anew."""
+        empty = {level.table.name: level.empty for level in self._levels}
+        for table, batch, rows in self._written:
+            blank = empty.get(table.name, (b"",))
+            self._online.write(table, _table(table, batch, [(*row[:-1], blank) for row in rows]))
+        self._written.clear()
 
     def _load(self, keys: Sequence[Key], partitions: Iterable[int]) -> bool:
         """Have what is stored of keys at hand, in one round trip; False where the store has lost it."""
@@ -267,6 +284,7 @@ class _WindowsWriter:
         known = [row for row in rows if len(row[1]) == _TILE and row[1] in kept[row[0]]]
         for some, cut in ((ahead, None), (fresh, keep_from), (known, None)):
             if some:
+                self._written.append((table, batch, some))
                 self._online.write(table, _table(table, batch, some), cut)
         for code, item, *row in rows:
             self._kept.set(kept[code], item, tuple(row))
@@ -366,6 +384,11 @@ class _Level:
         found = tile_states(self.windows, values, passes, batch.times, batch.created, segments.starts)
         raw = [found[column.name].cast(raw_type(column.type)).to_pylist() for column in self._columns]
         return ((*state, 0) for state in zip(*raw, strict=True))
+
+    @property
+    def empty(self) -> tuple[Any, ...]:
+        """The state of no events."""
+        return (*(part for window in distinct(self.windows) for part in aggregate_of(window).identity), 0)
 
     def merged(self, old: tuple[Any, ...], new: tuple[Any, ...]) -> tuple[Any, ...]:
         """Two states as one."""

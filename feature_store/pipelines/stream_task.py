@@ -86,8 +86,8 @@ class StreamTask:
         self._said = StreamWorker(source, name)
         self._produced = 0
         self._wrong: dict[str, FeatureStoreError] = {}
-        self._stop = stop or threading.Event()
         self._ended = threading.Event()
+        self._stop = stop or self._ended
         self._land_now = threading.Event()
         self._beside = [
             threading.Thread(target=work, name=f"{work.__name__} {source}", daemon=True)
@@ -103,7 +103,9 @@ class StreamTask:
     ) -> dict[int, int]:
         """Where to begin in partitions: where the log ends. `SourceError` where what comes next is not in the topic."""
         with self._working:
-            self._deposed, self._topic = None, topic
+            self._topic = topic
+            if not self._landing.positions:
+                self._deposed = None
             starts = {partition: end if self._latest else first for partition, (first, end) in ranges.items()}
             landed = self._take_up({partition: ranges[partition][0] for partition in partitions}, starts)
             for partition in partitions:
@@ -172,7 +174,6 @@ class StreamTask:
     # Taking messages
 
     def _take(self, messages: Messages, reject: Reject = lambda messages, bad: None) -> Bad:
-        self._look()
         positions = self._landing.positions
         numbers = messages.partitions + self._base
         taken = np.array([positions[part] for part in numbers.tolist()], np.int64)
@@ -180,19 +181,25 @@ class StreamTask:
         if not len(fresh):
             return ()
         part = messages if len(fresh) == len(messages) else messages.take(fresh)
-        now = self._clock()
-        events, places, bad = self._patiently(lambda: self._events(part, now))
-        given = StreamEvents(events, part.partitions[places] + self._base, part.offsets[places])
-        late = self._patiently(lambda: self._writer.apply(self._views, given, now))
+        given, late, bad = self._patiently(lambda: self._apply(part))
         self._patiently(lambda: reject(part, bad))
         nexts = {self._base + partition: at for partition, at in part.nexts.items()}
-        self._landing.add(events.table, given.partitions, given.offsets, nexts)
-        self._tell(events, late, len(bad), int(part.produced.max()))
+        self._landing.add(given.events.table, given.partitions, given.offsets, nexts)
+        self._tell(given.events, late, len(bad), int(part.produced.max()))
         if self._landing.rows >= LAND_ROWS:
             self._land_now.set()
         if self._landing.rows >= MOST_ROWS or self._landing.bytes >= MOST_BYTES:
             self._patiently(self._land)
         return [(int(fresh[at]), reason) for at, reason in bad]
+
+    def _apply(self, messages: Messages) -> tuple[StreamEvents, int, list[tuple[int, str]]]:
+        """Write the events among messages to the views as they are now; how many were late, what is wrong with the
+        other messages."""
+        self._look()
+        now = self._clock()
+        events, places, bad = self._events(messages, now)
+        given = StreamEvents(events, messages.partitions[places] + self._base, messages.offsets[places])
+        return given, self._writer.apply(self._views, given, now), bad
 
     def _events(self, messages: Messages, now: int) -> tuple[Events, Ints, list[tuple[int, str]]]:
         """The events among messages, which message each was, and what is wrong with the others."""
@@ -260,13 +267,16 @@ class StreamTask:
 
     def _look(self) -> None:
         """See, every two seconds, whether definitions changed, and settle where views begin. While the registry is
-        away, it goes on by what it knows."""
+        away, nobody can change them: it goes on by what it knows."""
         if time.monotonic() - self._looked_at > _LOOK_EVERY_S:
+            self._looked_at = time.monotonic()
             try:
+                self.store.refresh()
                 self._look_again()
             except StoreUnavailableError as error:
-                self._looked_at = time.monotonic()
                 self.failing(error, "looking")
+            else:
+                self.failing(None, "looking")
 
     def _look_again(self) -> None:
         catalog = self._defined()

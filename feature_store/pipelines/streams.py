@@ -153,7 +153,7 @@ class Streams:
                 names = ", ".join(worker.name for worker in alive)
                 raise StoreUnavailableError(
                     f'the stream of "{source}" has not ended within {_STOP_S:.0f} s: {names}',
-                    hint="It ends once its stores answer; see fs stream status",
+                    hint="fs stream status says what it waits for",
                 )
             time.sleep(_LOOK_EVERY_S)
         self.store.registry.streams.sweep(source, SILENT)
@@ -344,15 +344,27 @@ class Streams:
 
     def bootstrap(self, view: str, again: bool = False, progress: Any = None) -> int:
         """Fill a view online with what lies before where its stream begins, while that runs; the number of rows. With
-        `again` what is there of it goes first. It is served when this returns."""
+        `again` what is there of it goes first: `InvalidInputError` where a stream may be writing it. It is served when
+        this returns."""
         bound = self.store.catalog.view(view)
         if isinstance(bound, BoundOnDemand) or not any(rows.streamed for rows in bound.inputs):
             raise InvalidInputError(
                 f'feature view "{view}" is of no source with stream: {{kafka: ...}}', hint="Use fs backfill"
             )
         if again:
+            for source in self.sources([view]):
+                self._check_ended(source, view)
             self.store.clear_online(view)
         return self.store.materialize_incremental(time.time_ns() // 1000, [view], progress)
+
+    def _check_ended(self, source: str, view: str) -> None:
+        """What a worker writes while rows are dropped would stay, and count twice."""
+        state = self.store.registry.streams.get(source)
+        if (state and state.running) or self._alive(source):
+            raise InvalidInputError(
+                f'the stream of "{source}" runs: what is online of "{view}" cannot be dropped under it',
+                hint=f"Run: fs stream stop {source}; fs stream bootstrap {view} --again; fs stream start {source}",
+            )
 
 
 def _state(state: StreamState | None, works: bool, errors: Sequence[str]) -> str:

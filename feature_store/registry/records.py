@@ -270,10 +270,15 @@ class StreamWorker:
 @dataclass(frozen=True, slots=True)
 class Claim:
     """Events of one partition from offset `begin` on are the stream's; what it wrote is in the online store as long as
-    that is in the same `epoch`."""
+    that `holds`, which it was said of in an `epoch` of the store (microseconds, as text)."""
 
     begin: int
     epoch: str
+
+    def holds(self, epoch: int | None) -> bool:
+        """Whether it counts in this epoch; None: there is none. One that follows a loss is later; of two that were
+        begun at once the earlier stays."""
+        return epoch is not None and epoch <= int(self.epoch)
 
 
 def _body(record: Any, *left_out: str) -> str:

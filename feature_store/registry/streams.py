@@ -97,7 +97,8 @@ class Streams:
         return {row.partition: Claim(row.begin, row.epoch) for row in rows}
 
     def claim(self, view: str, version: str, begins: Mapping[int, int], epoch: str) -> dict[int, Claim]:
-        """Let a version begin at these offsets, where nobody decided yet in this epoch; where it begins now."""
+        """Let a version begin at these offsets, where nobody decided yet in this epoch, or in a later one, of which who
+        asks does not know; where it begins now."""
         table = STREAM_CLAIMS
         key = {"project": self._project, "view": view, "version": version}
         known = self.claims(view, version)
@@ -106,7 +107,7 @@ class Streams:
             if found is None:
                 row = {**key, "partition": partition, "begin": begin, "epoch": epoch}
                 self._database.insert(table, row)
-            elif found.epoch != epoch:
+            elif not found.holds(int(epoch)):
                 mine = [table.c[name] == value for name, value in key.items()]
                 this = (*mine, table.c.partition == partition, table.c.epoch == found.epoch)
                 with self._database.writing() as connection:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from feature_store.errors import ConflictError, StoreUnavailableError
+from feature_store.errors import ConflictError, InvalidInputError, StoreUnavailableError
 from feature_store.materialization.landing import Landing
 from feature_store.materialization.stream_log import StreamLog
 from feature_store.storage.offline import OfflineStore, delta_files
@@ -117,3 +117,24 @@ def test_small_files_are_put_together_while_rows_land(log: StreamLog, offline: O
     landing.land()
     assert len(delta_files(offline.path(log.table))) == 2 and stored(log, offline) == list(range(13))
     assert log.positions() == {0: 13}
+
+
+def test_rows_from_before_and_after_a_column_changed_its_type_land(log: StreamLog, offline: OfflineStore) -> None:
+    landing = Landing(log)
+    landing.begin(SCHEMA, {0: 0})
+    narrow = pa.table({"x": pa.array([1], pa.int32())})
+    landing.add(narrow, np.zeros(1, np.int64), np.zeros(1, np.int64), {0: 1})
+    add(landing, 1, 2)
+    assert landing.land() == 2 and stored(log, offline) == [1, 2]
+
+
+def test_rows_that_do_not_fit_together_wait_on(log: StreamLog, offline: OfflineStore) -> None:
+    """Positions never go without the rows before them."""
+    landing = Landing(log)
+    landing.begin(SCHEMA, {0: 0})
+    add(landing, 0, 1)
+    landing.add(pa.table({"x": ["text"]}), np.zeros(1, np.int64), np.ones(1, np.int64), {0: 2})
+    for _ in range(2):
+        with pytest.raises(InvalidInputError, match="do not fit"):
+            landing.land()
+    assert landing.rows == 2 and log.positions() == {0: 0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -110,3 +111,63 @@ def test_an_event_counts_as_long_as_a_window_reaches_it(tmp_path: Path) -> None:
     found = store.online.get(["counts:total"], [{"user_id": 1}], now=now).to_dict()
     assert found["total"] == [5]
     store.close()
+
+
+@pytest.mark.parametrize("looked", [True, False], ids=["seen between batches", "seen with a batch"])
+def test_what_was_kept_goes_with_the_rows_that_the_store_has_lost(tmp_path: Path, looked: bool) -> None:
+    """Else it would come back with the next event, and count again with what batch fills."""
+    store = store_of(tmp_path, "[]")
+    now = time.time_ns() // 1000
+    writer = StreamWriter(store.online_store, store.registry.streams)
+    apply(writer, store, [(0, 0, (1, 1, 10, now - 60))], now)
+    store.clear_online("counts")
+    if looked:
+        assert writer.settle([store.catalog.views["counts"]], {0: 1})
+    apply(writer, store, [(0, 1, (2, 1, 5, now - 50))], now)
+    assert totals(store) == [5] and begins(store) == {0: 1}
+    store.close()
+
+
+@pytest.mark.parametrize("looked", [True, False], ids=["seen between batches", "seen with a batch"])
+def test_a_batch_over_whose_writes_the_store_loses_its_rows_is_taken_back(tmp_path: Path, looked: bool) -> None:
+    """It holds all that was kept of its tiles, which batch fills as well."""
+    store = store_of(tmp_path, "[id]")
+    now = time.time_ns() // 1000
+    losing = Losing(store)
+    writer = StreamWriter(losing, store.registry.streams)
+    apply(writer, store, [(0, 0, (1, 1, 10, now - 60)), (0, 1, (2, 2, 7, now + MINUTE))], now)
+    losing.next_read = True
+    apply(writer, store, [(0, 2, (3, 1, 5, now - 50)), (0, 3, (4, 2, 2, now + MINUTE))], now)
+    if looked:
+        assert writer.settle([store.catalog.views["counts"]], {0: 4})
+    apply(writer, store, [(0, 4, (5, 3, 1, now - 40))], now)
+    assert totals(store, now + 2 * MINUTE) == [0, 0, 1] and begins(store) == {0: 4}
+    store.close()
+
+
+class Losing:
+    """A store that loses all rows behind one read, as a server does that is started again without a copy."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self.store, self.next_read = store, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store.online_store, name)
+
+    def read(self, requests: Any) -> Any:
+        answers = self.store.online_store.read(requests)
+        if self.next_read:
+            self.next_read = False
+            self.store.clear_online("counts")
+        return answers
+
+
+def totals(store: FeatureStore, at: int | None = None) -> list[int | None]:
+    users = [{"user_id": user} for user in (1, 2, 3)]
+    found = store.online.get(["counts:total"], users, now=at or time.time_ns() // 1000).to_dict()["total"]
+    return [value for value in found if value is not None] if at is None else [value or 0 for value in found]
+
+
+def begins(store: FeatureStore) -> dict[int, int]:
+    view = store.catalog.views["counts"]
+    return {part: claim.begin for part, claim in store.registry.streams.claims("counts", view.version).items()}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from feature_store.errors import InvalidInputError
 from feature_store.expressions.instants import DAY, HOUR, MINUTE, to_datetime
 from tests.live import VIEWS, Live, made, repository, until
 from tests.servers import KafkaServer
@@ -66,3 +67,17 @@ def test_a_new_view_has_its_past_from_batch_and_its_present_from_the_stream(live
     assert live.online(["day:seen", "day:most"], 3) == {
         "user_id": [0, 1, 2], "seen": [400] * 3, "most": [1197, 1198, 1199]
     }  # fmt: skip
+
+
+def test_what_is_online_of_a_view_is_dropped_while_its_stream_does_not_run_only(live: Live) -> None:
+    live.send(made(300, 3, [MINUTE]))
+    live.work()
+    until(live.caught_up)
+    with pytest.raises(InvalidInputError, match=r'"clicks" runs: .*"counts" cannot be dropped.*fs stream stop clicks'):
+        live.streams.bootstrap("counts", again=True)
+    live.streams.stop("clicks")
+    live.streams.bootstrap("counts", again=True)
+    live.work()
+    live.send(made(30, 3, [MINUTE], start=300))
+    until(live.caught_up)
+    assert live.online(["counts:n"], 3)["n"] == [110] * 3

@@ -22,11 +22,13 @@ def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registr
 
 def test_whoever_claims_first_decides_where_a_version_begins(registry: Registry) -> None:
     streams = registry.streams
-    assert streams.claim("v", "1", {0: 5}, "e") == {0: Claim(5, "e")}
-    assert streams.claim("v", "1", {0: 9, 1: 7}, "e") == {0: Claim(5, "e"), 1: Claim(7, "e")}
+    assert streams.claim("v", "1", {0: 5}, "1") == {0: Claim(5, "1")}
+    assert streams.claim("v", "1", {0: 9, 1: 7}, "1") == {0: Claim(5, "1"), 1: Claim(7, "1")}
     # the online store has lost its rows
-    assert streams.claim("v", "1", {0: 11}, "later") == {0: Claim(11, "later"), 1: Claim(7, "e")}
-    assert streams.claim("v", "1", {0: 12, 1: 12}, "later") == {0: Claim(11, "later"), 1: Claim(12, "later")}
+    assert streams.claim("v", "1", {0: 11}, "2") == {0: Claim(11, "2"), 1: Claim(7, "1")}
+    assert streams.claim("v", "1", {0: 12, 1: 12}, "2") == {0: Claim(11, "2"), 1: Claim(12, "2")}
+    # Who was before the loss does not know better.
+    assert streams.claim("v", "1", {0: 13, 1: 13}, "1") == {0: Claim(11, "2"), 1: Claim(12, "2")}
     assert streams.claims("v", "2") == {}
     registry.forget_progress("v", "1")
     assert streams.claims("v", "1") == {}
