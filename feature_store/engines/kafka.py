@@ -239,8 +239,8 @@ class ConsumerGroup:
                 consumer.incremental_unassign(given)
 
         with self._topic._failures():
-            consumer.subscribe([self._topic.name], assigned, revoked, lambda c, given: revoked(c, given, True))
             try:
+                consumer.subscribe([self._topic.name], assigned, revoked, lambda c, given: revoked(c, given, True))
                 self._loop(consumer, stop, failing, errors, mine)
             finally:
                 consumer.close()
@@ -267,6 +267,7 @@ class ConsumerGroup:
                 bad = self._handler.handle(messages)
                 self._dead_letters.send(messages, bad)
                 moved |= messages.nexts
+            if mine:
                 failing(None)
             if time.monotonic() - committed > _COMMIT_EVERY_S:
                 committed = time.monotonic()
