@@ -165,16 +165,27 @@ class Streams:
     # Work
 
     def work(self, sources: Sequence[str], stop: threading.Event) -> None:
-        """Be a worker of streams until told to stop, or until they are stopped."""
+        """Be a worker of streams until told to stop, or until they are stopped. What ends one of them unexpectedly ends
+        all, and is raised: whoever started this process can start it again."""
+        failed: list[Exception] = []
+
+        def work(source: str) -> None:
+            try:
+                self._work(source, stop)
+            except Exception as error:
+                failed.append(error)
+                stop.set()
+
         threads = [
-            threading.Thread(target=self._work, args=(source, stop), name=f"worker {source}", daemon=True)
-            for source in sources
+            threading.Thread(target=work, args=(source,), name=f"worker {source}", daemon=True) for source in sources
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             while thread.is_alive():  # a wait without end would keep signals waiting, too
                 thread.join(0.2)
+        if failed:
+            raise failed[0]
 
     def _work(self, source: str, stop: threading.Event) -> None:
         state = self.store.registry.streams.get(source)

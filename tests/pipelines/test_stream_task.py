@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,8 +13,10 @@ import pytest
 
 from feature_store import FeatureStore
 from feature_store.engines.streams import Messages
+from feature_store.errors import NotFoundError
 from feature_store.expressions.instants import to_datetime
 from feature_store.pipelines.stream_task import LAND_ROWS, StreamTask
+from feature_store.pipelines.streams import Streams
 from tests.live import until
 from tests.servers import PostgresServer
 
@@ -96,3 +99,11 @@ def test_while_the_registry_is_away_events_count_and_land(tmp_path: Path) -> Non
 
 def said(store: FeatureStore) -> str | None:
     return next((worker.error for worker in store.registry.streams.workers("clicks")), None)
+
+
+def test_what_ends_a_worker_unexpectedly_ends_its_process(store: FeatureStore) -> None:
+    """Else it would live on without it, or end as if all were well."""
+    stop = threading.Event()
+    with pytest.raises(NotFoundError, match="nothing"):
+        Streams(store).work(["nothing"], stop)
+    assert stop.is_set()
