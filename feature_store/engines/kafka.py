@@ -56,6 +56,8 @@ class Topic:
     def read(self, partition: int, start: int, end: int) -> Iterator[Messages]:
         """The messages of a partition with start <= offset < end that are still there."""
         with self._failures(), closing(self._consumer("none")) as consumer:
+            first, _ = consumer.get_watermark_offsets(TopicPartition(self.name, partition), TIMEOUT_S)
+            start = max(start, first)
             consumer.assign([TopicPartition(self.name, partition, start)])
             heard = time.monotonic()
             while start < end:
