@@ -64,6 +64,8 @@ class Topic:
     def read(self, partition: int, start: int, end: int) -> Iterator[Messages]:
         """The messages of a partition with start <= offset < end that are still there."""
         with self._failures(), closing(self._consumer("none")) as consumer:
+            first, _ = consumer.get_watermark_offsets(TopicPartition(self.name, partition), TIMEOUT_S)
+            start = max(start, first)
             consumer.assign([TopicPartition(self.name, partition, start)])
             heard = time.monotonic()
             while start < end:
@@ -285,14 +287,14 @@ class ConsumerGroup:
         while not stop.is_set():
             began = time.monotonic()
             try:
-                _Member(self._topics, self._group, self._handler).read(stop, failing)
+                _Membership(self._topics, self._group, self._handler).read(stop, failing)
             except FeatureStoreError as error:
                 failing(error)
                 pause = _RETRY_S[0] if time.monotonic() - began > _RETRY_S[1] else min(2 * pause, _RETRY_S[1])
                 stop.wait(pause)
 
 
-class _Member:
+class _Membership:
     """One membership in a group, as long as the topics are the same and nothing fails."""
 
     def __init__(self, topics: Callable[[], tuple[Topic, Topic]], group: str, handler: Member) -> None:
@@ -308,8 +310,8 @@ class _Member:
     def read(self, stop: threading.Event, failing: Callable[[FeatureStoreError | None], None]) -> None:
         """Read until `stop` is set, or something fails."""
         with self._topic._failures():
-            self._consumer.subscribe([self._topic.name], self._assigned, self._revoked, self._lost)
             try:
+                self._consumer.subscribe([self._topic.name], self._assigned, self._revoked, self._lost)
                 self._loop(stop, failing)
             finally:
                 self._consumer.close()
@@ -358,6 +360,7 @@ class _Member:
                 messages = _messages([message for message in found if message.partition() in self._mine])
                 self._handler.handle(messages, self._dead_letters.send)
                 moved |= messages.nexts
+            if self._mine:
                 failing(None)
 
     def _look(self) -> None:

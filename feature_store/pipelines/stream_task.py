@@ -234,11 +234,20 @@ class StreamTask:
         """Take up a partition that the engine gives from `first` on: what is not landed before that is read again."""
         start = self._patiently(lambda: self._take_up({partition: first}, {partition: first}))[partition]
         if start < first:
-            assert self._read is not None
-            again = self._read
-            self._patiently(lambda: [self._take(messages) for messages in again(partition, start, first)])
-            # Of what the topic kept: what is bad there was told before.
+            there = self._patiently(lambda: self._take_again(partition, start, first))
+            if there > start:
+                self._said = replace(self._said, lost=self._said.lost + there - start)
             self._landing.skip({self._base + partition: first})
+
+    def _take_again(self, partition: int, start: int, end: int) -> int:
+        """Take the messages between two offsets; what is bad there was told before. Where those begin that the topic
+        still holds."""
+        assert self._read is not None
+        there = end
+        for messages in self._read(partition, start, end):
+            there = min(there, messages.firsts.get(partition, end))
+            self._take(messages)
+        return there
 
     def _take_up(self, starts: Mapping[int, int], of_topic: Mapping[int, int]) -> dict[int, int]:
         """Take up partitions at the end of the log, or at these offsets where it has not met one: those `of_topic`

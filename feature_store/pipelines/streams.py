@@ -199,14 +199,15 @@ class Streams:
     # Work
 
     def work(self, sources: Sequence[str], stop: threading.Event) -> None:
-        """Be a worker of streams until told to stop, or until they are stopped."""
-        failures: list[BaseException] = []
+        """Be a worker of streams until told to stop, or until they are stopped. What ends one of them unexpectedly ends
+        all, and is raised: whoever started this process can start it again."""
+        failed: list[Exception] = []
 
         def work(source: str) -> None:
             try:
                 self._work(source, stop)
-            except BaseException as error:  # a fault of ours: the process is to end, and to say so
-                failures.append(error)
+            except Exception as error:
+                failed.append(error)
                 stop.set()
 
         threads = [
@@ -217,8 +218,8 @@ class Streams:
         for thread in threads:
             while thread.is_alive():  # a wait without end would keep signals waiting, too
                 thread.join(0.2)
-        if failures:
-            raise failures[0]
+        if failed:
+            raise failed[0]
 
     def _work(self, source: str, stop: threading.Event) -> None:
         state = self.store.registry.streams.get(source)

@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from feature_store.errors import InvalidInputError
 from feature_store.expressions.instants import DAY, HOUR, MINUTE, to_datetime
+from feature_store.materialization.stream_log import StreamLog
+from feature_store.pipelines.stream_task import StreamTask
 from tests.live import VIEWS, Live, made, repository, until
 from tests.servers import KafkaServer
 
@@ -81,3 +85,20 @@ def test_what_is_online_of_a_view_is_dropped_while_its_stream_does_not_run_only(
     live.send(made(30, 3, [MINUTE], start=300))
     until(live.caught_up)
     assert live.online(["counts:n"], 3)["n"] == [110] * 3
+
+
+def test_what_a_topic_does_not_hold_any_more_is_counted_as_lost(live: Live) -> None:
+    """By a worker that an engine starts behind it, as Flink does."""
+    live.send(made(30, 1, [MINUTE]))
+    topic = live.store.topic("clicks")
+    (partition,) = [part for part, (_, end) in topic.ranges().items() if end]
+    StreamLog(live.store.offline_store, "clicks").begin(live.store.catalog.rows["clicks"].schema, {partition: 0})
+    admin = AdminClient({"bootstrap.servers": live.kafka.url})
+    for done in admin.delete_records([TopicPartition(live.topic, partition, 10)]).values():
+        done.result()
+    (message,) = topic.read(partition, 29, 30)
+    task = StreamTask(live.store, "clicks", "worker", read=topic.read)
+    task.handle(message)
+    until(lambda: [worker.lost for worker in live.store.registry.streams.workers("clicks")] == [10])
+    task.close()
+    assert live.online(["counts:n"], 1)["n"] == [20]
