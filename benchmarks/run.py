@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import growth, hbase, historical, materialize, online, serving, spark, startup, tiered, world
+from benchmarks import growth, hbase, historical, materialize, online, serving, spark, startup, streams, tiered, world
 from benchmarks.report import Report
 from benchmarks.sizes import FULL, QUICK, Size
 from benchmarks.world import World
@@ -36,6 +36,7 @@ _ALONE: dict[str, Callable[[Size], Report]] = {
     "hbase": hbase.measure,
     "spark": spark.measure,
     "growth": growth.measure,
+    "streams": streams.measure,
 }
 _PACKAGES = ("duckdb", "pyarrow", "redis", "hiredis", "happybase", "orjson", "uvicorn", "fastapi", "deltalake")
 
