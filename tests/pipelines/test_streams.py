@@ -92,12 +92,13 @@ def test_what_a_topic_does_not_hold_any_more_is_counted_as_lost(live: Live) -> N
     live.send(made(30, 1, [MINUTE]))
     topic = live.store.topic("clicks")
     (partition,) = [part for part, (_, end) in topic.ranges().items() if end]
-    StreamLog(live.store.offline_store, "clicks").begin(live.store.catalog.rows["clicks"].schema, {partition: 0})
+    log, schema = StreamLog(live.store.offline_store, "clicks"), live.store.catalog.rows["clicks"].schema
+    log.meet(schema, topic.identity, {0: 0, 1: 0})
     admin = AdminClient({"bootstrap.servers": live.kafka.url})
     for done in admin.delete_records([TopicPartition(live.topic, partition, 10)]).values():
         done.result()
     (message,) = topic.read(partition, 29, 30)
-    task = StreamTask(live.store, "clicks", "worker", read=topic.read)
+    task = StreamTask(live.store, "clicks", "worker", topic=topic.identity, read=topic.read)
     task.handle(message)
     until(lambda: [worker.lost for worker in live.store.registry.streams.workers("clicks")] == [10])
     task.close()
