@@ -25,6 +25,7 @@ class Landing:
         self._taken: dict[int, int] = {}
         self._landed: dict[int, int] = {}
         self._waiting: list[tuple[pa.Table, Ints, Ints]] = []
+        self._rows = 0
         self._changing = threading.Lock()
         self._committing = threading.Lock()
 
@@ -36,7 +37,7 @@ class Landing:
     @property
     def rows(self) -> int:
         """How many rows wait to be landed."""
-        return sum(len(offsets) for _, _, offsets in self._waiting)
+        return self._rows
 
     def begin(self, schema: Schema, starts: Mapping[int, int]) -> dict[int, int]:
         """Take up partitions: where the log ends in each, or at these offsets where it has not met one."""
@@ -65,6 +66,7 @@ class Landing:
             self._taken |= positions
             if len(offsets):
                 self._waiting.append((rows, partitions, offsets))
+                self._rows += len(offsets)
 
     def land(self) -> int:
         """Commit what waits; how many rows. `ConflictError` where another worker has moved the positions: then nothing
@@ -72,7 +74,7 @@ class Landing:
         with self._committing:
             with self._changing:
                 moves = {p: (self._landed[p], at) for p, at in self._taken.items() if at != self._landed[p]}
-                waiting, self._waiting = self._waiting, []
+                waiting, self._waiting, self._rows = self._waiting, [], 0
             if not moves:
                 return 0
             try:
@@ -83,6 +85,7 @@ class Landing:
             except FeatureStoreError:
                 with self._changing:
                     self._waiting[:0] = waiting
+                    self._rows = _count(self._waiting)
                 raise
             with self._changing:
                 self._landed |= {p: after for p, (_, after) in moves.items() if p in self._landed}
@@ -99,10 +102,15 @@ class Landing:
                 here = np.flatnonzero(~np.isin(of, list(partitions)))
                 kept.append((rows.take(pa.array(here)), of[here], offsets[here]))
             self._waiting = [each for each in kept if len(each[2])]
+            self._rows = _count(self._waiting)
 
     @property
     def _nothing(self) -> tuple[pa.Table, Ints, Ints]:
         return pa.table({}), np.empty(0, np.int64), np.empty(0, np.int64)
+
+
+def _count(waiting: list[tuple[pa.Table, Ints, Ints]]) -> int:
+    return sum(len(offsets) for _, _, offsets in waiting)
 
 
 def _joined(waiting: list[tuple[pa.Table, Ints, Ints]]) -> tuple[pa.Table, Ints, Ints]:
