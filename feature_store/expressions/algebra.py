@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, reduce
 from itertools import chain
+from operator import add
 from typing import Any, ClassVar
 
 import numpy as np
@@ -63,6 +64,11 @@ class Aggregate:
     def merge(self, a: State, b: State) -> State:
         """The state of two sets of events together."""
         raise NotImplementedError
+
+    def merge_all(self, a: Sequence[Sequence[Any]], b: Sequence[Sequence[Any]]) -> list[list[Any]]:
+        """`merge` of many states, one or more, each of `a` with that of `b`, given and told part by part."""
+        merged = map(self.merge, zip(*a, strict=True), zip(*b, strict=True))
+        return [list(part) for part in zip(*merged, strict=True)]
 
     def finish(self, state: State) -> Any:
         """The answer, a raw row value; None where nothing counted."""
@@ -160,6 +166,9 @@ class Count(Aggregate):
     def merge(self, a: State, b: State) -> State:
         return (a[0] + b[0],)
 
+    def merge_all(self, a: Sequence[Sequence[Any]], b: Sequence[Sequence[Any]]) -> list[list[Any]]:
+        return [list(map(add, a[0], b[0]))]
+
     def finish(self, state: State) -> int:
         return int(state[0])
 
@@ -227,6 +236,11 @@ class FloatSum(Aggregate):
         if a[0] is None or b[0] is None:
             return b if a[0] is None else a
         return _add(a, b)
+
+    def merge_all(self, a: Sequence[Sequence[Any]], b: Sequence[Sequence[Any]]) -> list[list[Any]]:
+        if None in a[0] or None in b[0]:
+            return super().merge_all(a, b)
+        return _add_all(a, b)
 
     def finish(self, state: State) -> float | None:
         return None if state[0] is None else state[0] + state[1]
@@ -301,6 +315,9 @@ class Mean(Aggregate):
 
     def merge(self, a: State, b: State) -> State:
         return (*_add(a, b), a[2] + b[2])
+
+    def merge_all(self, a: Sequence[Sequence[Any]], b: Sequence[Sequence[Any]]) -> list[list[Any]]:
+        return [*_add_all(a[:2], b[:2]), list(map(add, a[2], b[2]))]
 
     def finish(self, state: State) -> float | None:
         return (state[0] + state[1]) / state[2] if state[2] else None
@@ -646,6 +663,18 @@ def _add(a: State, b: State) -> State:
     if not math.isfinite(whole):
         return (total, 0.0)
     return (whole, rest - (whole - total))
+
+
+def _add_all(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> list[list[float]]:
+    """`_add` of many."""
+    (a0, a1), (b0, b1) = np.array(a, np.float64), np.array(b, np.float64)
+    with np.errstate(all="ignore"):
+        total = a0 + b0
+        b_seen = total - a0
+        rest = (a0 - (total - b_seen)) + (b0 - b_seen) + (a1 + b1)
+        whole = total + rest
+        finite = np.isfinite(whole)
+        return [np.where(finite, whole, total).tolist(), np.where(finite, rest - (whole - total), 0.0).tolist()]
 
 
 def _sum_pairs(sums: Sequence[float], rests: Sequence[float]) -> float:

@@ -19,7 +19,7 @@ from feature_store.expressions.ranges import Ints
 from feature_store.expressions.relations import Computed, LatestRow, Rows, Windows
 from feature_store.expressions.scalars import Ref, Scalar, compile_rows
 from feature_store.storage.online import CREATED, EVENT_TIME, NO_CREATED
-from feature_store.storage.rows import raw_type, to_arrow
+from feature_store.storage.rows import cast, raw_type, to_arrow
 from feature_store.types import TIMESTAMP, Schema
 
 
@@ -67,13 +67,13 @@ class Events:
 
     def _compute(self, scalar: Scalar) -> pa.Array:
         if isinstance(scalar, Ref) and self.rows.schema.get(scalar.name) == scalar.type:
-            return _one_chunk(self.table[scalar.name].cast(scalar.type.arrow))
+            return _one_chunk(cast(self.table[scalar.name], scalar.type.arrow))
         return to_arrow(self.evaluate(scalar), scalar.type)
 
     def keys(self, schema: Schema) -> dict[str, pa.Array]:
         """The key columns of a view, in their types; `InvalidInputError` where a value is too large."""
         try:
-            return {key.name: _one_chunk(self.table[key.name].cast(key.type.arrow)) for key in schema}
+            return {key.name: _one_chunk(cast(self.table[key.name], key.type.arrow)) for key in schema}
         except pa.ArrowInvalid as error:
             raise InvalidInputError(f"its key does not fit: {error}") from error
 
@@ -168,7 +168,7 @@ def _with_created(rows: Rows, table: pa.Table) -> pa.Table:
 
 def micros(column: pa.ChunkedArray) -> Ints:
     """A column of times without nulls, in microseconds."""
-    found: Ints = column.cast(TIMESTAMP.arrow).cast(pa.int64()).to_numpy()
+    found: Ints = cast(column, TIMESTAMP.arrow).cast(pa.int64()).to_numpy()
     return found
 
 

@@ -29,21 +29,26 @@ class Kept:
 
     def missing(self, table: Table, keys: Iterable[Key]) -> list[Key]:
         """The keys that have to be read."""
-        return [key for key in keys if (table.name, key) not in self._keys]
+        name, kept = table.name, self._keys
+        return [key for key in keys if (name, key) not in kept]
 
     def put(self, table: Table, key: Key, items: KeyItems) -> None:
         self._keys[table.name, key] = items
         self._rows += len(items) + 1
 
-    def get(self, table: Table, key: Key) -> KeyItems:
-        """The rows of a key that is kept."""
-        self._keys.move_to_end((table.name, key))
-        return self._keys[table.name, key]
+    def get(self, table: Table, keys: Iterable[Key]) -> list[KeyItems]:
+        """The rows of keys that are kept."""
+        name, kept = table.name, self._keys
+        places = [(name, key) for key in keys]
+        for place in places:
+            kept.move_to_end(place)
+        return [kept[place] for place in places]
 
-    def set(self, items: KeyItems, item: bytes, row: StoredRow) -> None:
-        """Keep a row that was written, among those of its key."""
-        self._rows += item not in items
-        items[item] = row
+    def set(self, rows: Iterable[tuple[KeyItems, bytes, StoredRow]], new: int) -> None:
+        """Keep rows that were written, each among those of its key; so many are of items that were not there."""
+        for items, item, row in rows:
+            items[item] = row
+        self._rows += new
 
     def cut(self, items: KeyItems, keep_from: bytes) -> None:
         """Let go of the items of a key below one."""

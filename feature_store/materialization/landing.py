@@ -25,6 +25,7 @@ class Landing:
         self._taken: dict[int, int] = {}
         self._landed: dict[int, int] = {}
         self._waiting: list[tuple[pa.Table, Ints, Ints]] = []
+        self._rows = 0
         self.bytes = 0
         """How much memory is taken by rows that wait."""
         self._changing = threading.Lock()
@@ -38,7 +39,7 @@ class Landing:
     @property
     def rows(self) -> int:
         """How many rows wait to be landed."""
-        return sum(len(offsets) for _, _, offsets in self._waiting)
+        return self._rows
 
     def begin(self, schema: Schema, starts: Mapping[int, int]) -> dict[int, int]:
         """Take up partitions: where the log ends in each, or at these offsets where it has not met one."""
@@ -68,6 +69,7 @@ class Landing:
             if len(offsets):
                 self._waiting.append((rows, partitions, offsets))
                 self.bytes += rows.nbytes
+                self._rows += len(offsets)
 
     def land(self) -> int:
         """Commit what waits; how many rows. `ConflictError` where another worker has moved the positions: then nothing
@@ -75,7 +77,8 @@ class Landing:
         with self._committing:
             with self._changing:
                 moves = {p: (self._landed[p], at) for p, at in self._taken.items() if at != self._landed[p]}
-                (waiting, size), (self._waiting, self.bytes) = (self._waiting, self.bytes), ([], 0)
+                waiting, self._waiting = self._waiting, []
+                self._rows = self.bytes = 0
             if not moves:
                 return 0
             try:
@@ -86,7 +89,7 @@ class Landing:
             except BaseException:
                 with self._changing:
                     self._waiting[:0] = waiting
-                    self.bytes += size
+                    self._count()
                 raise
             with self._changing:
                 self._landed |= {p: after for p, (_, after) in moves.items() if p in self._landed}
@@ -103,7 +106,11 @@ class Landing:
                 here = np.flatnonzero(~np.isin(of, list(partitions)))
                 kept.append((rows.take(pa.array(here)), of[here], offsets[here]))
             self._waiting = [each for each in kept if len(each[2])]
-            self.bytes = sum(rows.nbytes for rows, _, _ in self._waiting)
+            self._count()
+
+    def _count(self) -> None:
+        self._rows = sum(len(offsets) for _, _, offsets in self._waiting)
+        self.bytes = sum(rows.nbytes for rows, _, _ in self._waiting)
 
     @property
     def _nothing(self) -> tuple[pa.Table, Ints, Ints]:

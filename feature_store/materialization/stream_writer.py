@@ -15,8 +15,7 @@ settled anew.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from feature_store.definitions.catalog import BoundView
 from feature_store.definitions.tables import is_snapshot, latest_table, seen_table, tile_table
 from feature_store.expressions.aggregates import (
+    StoredRow,
     aggregate_of,
     ahead_item,
     distinct,
@@ -37,6 +37,7 @@ from feature_store.expressions.aggregates import (
     tile_item,
     tile_states,
 )
+from feature_store.expressions.algebra import Aggregate
 from feature_store.expressions.instants import MINUTE
 from feature_store.expressions.ranges import Ints
 from feature_store.expressions.relations import LatestRow, Window, Windows, reach
@@ -46,7 +47,7 @@ from feature_store.materialization.events import Events, identities
 from feature_store.materialization.kept import Kept, KeyItems
 from feature_store.registry.records import Claim
 from feature_store.storage.online import CREATED, EVENT_TIME, ITEM, Key, OnlineStore, Table
-from feature_store.storage.rows import raw_type, to_arrow
+from feature_store.storage.rows import cast, raw_type, to_arrow
 from feature_store.types import Column
 
 SEEN = 5 * MINUTE
@@ -179,7 +180,8 @@ class _WindowsWriter:
         self._windows = bound.relation.windows
         self._levels = [_Level(bound, bound.relation, level) for level in bound.relation.levels]
         self._seen = seen_table(bound) if bound.relation.rows.unique else None
-        self._written: list[tuple[Table, _Batch, Sequence[Any]]] = []
+        self._written: list[tuple[Table, _Batch, _Rows]] = []
+        self._met_ahead = False  # whether there may be events after now among what is kept
         for table in self._tables:
             online.create(table)
 
@@ -218,7 +220,8 @@ class _WindowsWriter:
         empty = {level.table.name: level.empty for level in self._levels}
         for table, batch, rows in self._written:
             blank = empty.get(table.name, (b"",))
-            self._online.write(table, _table(table, batch, [(*row[:-1], blank) for row in rows]))
+            columns = [[value] * len(rows) for value in blank]
+            self._online.write(table, _table(table, batch, replace(rows, columns=columns)))
         self._written.clear()
 
     def _load(self, keys: Sequence[Key], partitions: Iterable[int]) -> bool:
@@ -230,12 +233,14 @@ class _WindowsWriter:
         for (table, missing), found in zip(wanted, answers, strict=False):
             for key, items in zip(missing, found, strict=True):
                 assert isinstance(items, Mapping)
-                self._kept.put(table, key, {item: items[item] for item in items if len(item) in (_TILE, _AHEAD)})
+                ours: KeyItems = {item: items[item] for item in items if len(item) in (_TILE, _AHEAD)}
+                self._met_ahead |= any(len(item) == _AHEAD for item in ours)
+                self._kept.put(table, key, ours)
         return True
 
     def _first_seen(self, table: Table, batch: _Batch, oldest: int) -> Ints:
         """Which events of a batch are the first of their identity; the identities are stored."""
-        kept = [self._kept.get(table, key) for key in batch.keys]
+        kept = self._kept.get(table, batch.keys)
         ids = [each[:_DIGEST] for each in identities(batch.given.events, batch.index)]
         known: dict[tuple[int, bytes], dict[bytes, int]] = {}
         rows: dict[tuple[int, bytes], tuple[int, int]] = {}
@@ -253,42 +258,57 @@ class _WindowsWriter:
             first.append(place)
             old = rows.get(at) or _stamp(kept[code].get(item))
             rows[at] = (max(old[0], int(batch.times[place])), max(old[1], offset))
-        new = [(code, item, *rows[code, item], (_packed(known[code, item]),)) for code, item in rows]
-        self._write(table, batch, new, kept, tile_item(oldest // SEEN * SEEN))
+        stamps = np.array(list(rows.values()), np.int64).reshape(-1, 2)
+        packed = [_packed(known[at]) for at in rows]
+        new = _Rows([code for code, _ in rows], [item for _, item in rows], stamps[:, 0], stamps[:, 1], [packed])
+        is_known = np.array([item in kept[code] for code, item in rows], bool)
+        self._write(table, batch, new, is_known, kept, tile_item(oldest // SEEN * SEEN))
         return np.sort(np.array(first, np.int64))
 
     def _write_level(self, level: _Level, batch: _Batch, now: int, oldest: int) -> None:
-        kept = [self._kept.get(level.table, key) for key in batch.keys]
+        kept = self._kept.get(level.table, batch.keys)
         batch = batch.take(np.flatnonzero(batch.times // level.level * level.level >= oldest))
-        segments = _Segments(batch, level.level)
-        new = _not_applied(segments, kept)
+        segments = _Segments(batch, kept, level.level)
+        new = self._not_applied(segments, kept)
         if len(new) < len(batch.index) or (batch.times >= now).any():
-            segments = _Segments(batch.take(new), level.level, now)
-        merged = []
-        for (code, item), state, time, offset in zip(
-            segments.rows, level.states(segments), segments.newest, segments.offsets, strict=True
-        ):
-            old = kept[code].get(item)
-            row = (time, offset, state) if old is None else (max(time, old[0]), offset, level.merged(old[2], state))
-            merged.append((code, item, *row))
-        self._write(level.table, batch, merged, kept, tile_item(oldest))
+            segments = _Segments(batch.take(new), kept, level.level, now)
+        if len(segments.starts):
+            known = np.array([row is not None for row in segments.stored], bool)
+            rows = level.rows(segments, known)
+            self._write(level.table, batch, rows, known, kept, tile_item(oldest))
+
+    def _not_applied(self, segments: _Segments, kept: Sequence[KeyItems]) -> Ints:
+        """Which events are not in the store: of an offset after that of their tile, and not there as one after now."""
+        batch = segments.batch
+        applied = np.array([_NO_OFFSET if row is None else row[1] for row in segments.stored], np.int64)
+        new: Ints = np.flatnonzero(batch.offsets > applied[segments.of_event]) if len(applied) else segments.starts
+        if not self._met_ahead or not len(new):
+            return new
+        stored = [ahead_item(*at) in kept[code] for code, *at in batch.positions(new)]
+        return np.compress(~np.array(stored, bool), new)
 
     def _write(
-        self, table: Table, batch: _Batch, rows: Sequence[Any], kept: Sequence[KeyItems], keep_from: bytes
+        self,
+        table: Table,
+        batch: _Batch,
+        rows: _Rows,
+        known: NDArray[np.bool_],
+        kept: Sequence[KeyItems],
+        keep_from: bytes,
     ) -> None:
-        """Write rows of (key's code, item, event time, offset, values). Events after now come first: once the tile they
-        fall into has a greater offset, they count as written. A tile that is new to its key also ends what is too old
-        of it, so that this is looked at once a tile and not with every event."""
-        ahead = [row for row in rows if len(row[1]) == _AHEAD]
-        fresh = [row for row in rows if len(row[1]) == _TILE and row[1] not in kept[row[0]]]
-        known = [row for row in rows if len(row[1]) == _TILE and row[1] in kept[row[0]]]
-        for some, cut in ((ahead, None), (fresh, keep_from), (known, None)):
-            if some:
+        """Write rows, those that are `known` in place of what is kept of them. Events after now come first: once the
+        tile they fall into has a greater offset, they count as written. A tile that is new to its key also ends what is
+        too old of it, so that this is looked at once a tile and not with every event."""
+        ahead = np.array([len(item) == _AHEAD for item in rows.items], bool)
+        fresh = rows.take(np.flatnonzero(~known & ~ahead))
+        parts = ((rows.take(np.flatnonzero(ahead)), None), (fresh, keep_from), (rows.take(np.flatnonzero(known)), None))
+        for some, cut in parts:
+            if len(some):
                 self._written.append((table, batch, some))
                 self._online.write(table, _table(table, batch, some), cut)
-        for code, item, *row in rows:
-            self._kept.set(kept[code], item, tuple(row))
-        for code in {row[0] for row in fresh}:
+        self._met_ahead |= bool(ahead.any())
+        self._kept.set(((kept[code], item, row) for code, item, row in rows.stored()), int((~known).sum()))
+        for code in set(fresh.codes):
             self._kept.cut(kept[code], keep_from)
 
 
@@ -305,7 +325,7 @@ class _Batch:
         self.given, self.bound = given, bound
         self.key_columns = {name: column.take(at) for name, column in keys.items()}
         typed = zip(bound.keys, self.key_columns.values(), strict=True)
-        raw = [column.cast(raw_type(key.type)).to_pylist() for key, column in typed]
+        raw = [cast(column, raw_type(key.type)).to_pylist() for key, column in typed]
         self.keys: list[Key] = list(zip(*raw, strict=True))
         events = given.events
         order = np.lexsort((events.created[index], events.times[index], given.partitions[index], codes))
@@ -335,32 +355,53 @@ class _Batch:
 
 
 class _Segments:
-    """The runs of a batch's events that share a row: a key's tile of one partition, or alone an event after `now`."""
+    """The runs of a batch's events that share a row: a key's tile of one partition, or alone an event after `now`.
+    `codes` and `items` say which row that is, `stored` has what is kept of it."""
 
-    def __init__(self, batch: _Batch, level: int, now: int | None = None) -> None:
+    def __init__(self, batch: _Batch, kept: Sequence[KeyItems], level: int, now: int | None = None) -> None:
         self.batch = batch
         tiles = batch.times // level * level
         ahead = np.zeros(len(tiles), bool) if now is None else batch.times >= now
-        runs = np.stack((batch.codes, batch.partitions, tiles))
         begins = np.ones(len(tiles), bool)
-        begins[1:] = (runs[:, 1:] != runs[:, :-1]).any(axis=0) | ahead[1:]
+        begins[1:] = ahead[1:]
+        for of in (batch.codes, batch.partitions, tiles):
+            begins[1:] |= of[1:] != of[:-1]
         self.starts: Ints = np.flatnonzero(begins)
         self.of_event = np.cumsum(begins) - 1
-        items = stream_items(tiles[self.starts], batch.partitions[self.starts])
-        self.rows = list(zip(batch.codes[self.starts].tolist(), items, strict=True))
+        self.items = stream_items(tiles[self.starts], batch.partitions[self.starts])
         alone = np.flatnonzero(ahead[self.starts])
-        for at, (code, *place) in zip(alone.tolist(), batch.positions(self.starts[alone]), strict=True):
-            self.rows[at] = (code, ahead_item(*place))
+        for at, (_, *place) in zip(alone.tolist(), batch.positions(self.starts[alone]), strict=True):
+            self.items[at] = ahead_item(*place)
+        self.codes: list[int] = batch.codes[self.starts].tolist()
+        self.stored = [kept[code].get(item) for code, item in zip(self.codes, self.items, strict=True)]
 
-    @cached_property
-    def newest(self) -> list[int]:
-        """The latest event time of each run."""
-        return np.maximum.reduceat(self.batch.times, self.starts).tolist() if len(self.starts) else []
 
-    @cached_property
-    def offsets(self) -> list[int]:
-        """The greatest offset of each run."""
-        return np.maximum.reduceat(self.batch.offsets, self.starts).tolist() if len(self.starts) else []
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of a table with items: the codes of their keys, items, event times, offsets, and the columns of values."""
+
+    codes: list[int]
+    items: list[bytes]
+    times: Ints
+    offsets: Ints
+    columns: Sequence[Sequence[Any]]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def take(self, index: Ints) -> _Rows:
+        """Some of them, in order."""
+        if len(index) == len(self):
+            return self
+        some = index.tolist()
+        codes, items = [self.codes[at] for at in some], [self.items[at] for at in some]
+        columns = [[column[at] for at in some] for column in self.columns]
+        return _Rows(codes, items, self.times[index], self.offsets[index], columns)
+
+    def stored(self) -> Iterator[tuple[int, bytes, StoredRow]]:
+        """Of each the key's code, the item, and the row as it is read of a store."""
+        rows = zip(self.times.tolist(), self.offsets.tolist(), zip(*self.columns, strict=True), strict=True)
+        return zip(self.codes, self.items, rows, strict=True)
 
 
 class _Level:
@@ -370,41 +411,49 @@ class _Level:
         self.level, self.table = level, tile_table(bound, level)
         self.windows = relation.at_level(level)
         self._columns: list[Column] = []
-        self._merges: list[tuple[Any, slice]] = []
+        self._merges: list[tuple[Aggregate, slice]] = []
         for window in distinct(self.windows):
             begin = len(self._columns)
             self._columns += state_columns(window)
-            self._merges.append((aggregate_of(window).merge, slice(begin, len(self._columns))))
+            self._merges.append((aggregate_of(window), slice(begin, len(self._columns))))
 
-    def states(self, segments: _Segments) -> Iterator[tuple[Any, ...]]:
-        """The state of each run of events, as raw row values; nothing is said of what is covered."""
+    def rows(self, segments: _Segments, known: NDArray[np.bool_]) -> _Rows:
+        """The row of each run of events, together with what is stored where that is known. Nothing is said of what is
+        covered."""
+        times = np.maximum.reduceat(segments.batch.times, segments.starts)
+        offsets = np.maximum.reduceat(segments.batch.offsets, segments.starts)
+        states = self._states(segments)
+        if known.any():
+            before, _, values = zip(*(row for row in segments.stored if row is not None), strict=True)
+            times[known] = np.maximum(times[known], before)
+            states = self._merged(states, np.flatnonzero(known), list(zip(*values, strict=True)))
+        return _Rows(segments.codes, segments.items, times, offsets, [*states, [0] * len(times)])
+
+    def _states(self, segments: _Segments) -> list[list[Any]]:
+        """The state of each run of events, part by part, as raw row values."""
         batch = segments.batch
         values = {window.name: batch.computed(window.value) for window in self.windows if window.value}
         passes = {window.name: _passes(batch, window) for window in self.windows if window.where}
         found = tile_states(self.windows, values, passes, batch.times, batch.created, segments.starts)
-        raw = [found[column.name].cast(raw_type(column.type)).to_pylist() for column in self._columns]
-        return ((*state, 0) for state in zip(*raw, strict=True))
+        return [cast(found[column.name], raw_type(column.type)).to_pylist() for column in self._columns]
 
     @property
     def empty(self) -> tuple[Any, ...]:
         """The state of no events."""
         return (*(part for window in distinct(self.windows) for part in aggregate_of(window).identity), 0)
 
-    def merged(self, old: tuple[Any, ...], new: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Two states as one."""
-        return (*(part for merge, at in self._merges for part in merge(old[at], new[at])), 0)
-
-
-def _not_applied(segments: _Segments, kept: Sequence[KeyItems]) -> Ints:
-    """Which events are not in the store: of an offset after that of their tile, and not there as one after now."""
-    batch = segments.batch
-    known = [kept[code].get(item) for code, item in segments.rows]
-    applied = np.array([_NO_OFFSET if row is None else row[1] for row in known], np.int64)
-    new = np.flatnonzero(batch.offsets > applied[segments.of_event]) if len(known) else segments.starts
-    if not any(len(item) == _AHEAD for items in kept for item in items):
-        return new
-    stored = [ahead_item(*at) in kept[code] for code, *at in batch.positions(new)]
-    return new[~np.array(stored, bool)] if len(new) else new
+    def _merged(self, states: list[list[Any]], known: Ints, old: Sequence[Sequence[Any]]) -> list[list[Any]]:
+        """States, part by part, those at `known` merged with old ones."""
+        all_known = len(known) == len(states[0])
+        places = known.tolist()
+        new = states if all_known else [[part[at] for at in places] for part in states]
+        merged = [part for of, at in self._merges for part in of.merge_all(old[at], new[at])]
+        if all_known:
+            return merged
+        for part, of_known in zip(states, merged, strict=True):
+            for at, value in zip(places, of_known, strict=True):
+                part[at] = value
+        return states
 
 
 def _passes(batch: _Batch, window: Window) -> NDArray[np.bool_]:
@@ -413,13 +462,13 @@ def _passes(batch: _Batch, window: Window) -> NDArray[np.bool_]:
     return passes
 
 
-def _table(table: Table, batch: _Batch, rows: Sequence[Any]) -> pa.Table:
-    codes, items, times, offsets, values = zip(*rows, strict=True)
-    out = {name: column.take(pa.array(codes)) for name, column in batch.key_columns.items()}
-    for column, of_column in zip(table.values, zip(*values, strict=True), strict=True):
-        out[column.name] = to_arrow(list(of_column), column.type)
-    stamps = {EVENT_TIME: pa.array(times, pa.int64()), CREATED: pa.array(offsets, pa.int64())}
-    return pa.table(out | stamps | {ITEM: pa.array(items, pa.binary())})
+def _table(table: Table, batch: _Batch, rows: _Rows) -> pa.Table:
+    codes = pa.array(rows.codes)
+    out = {name: column.take(codes) for name, column in batch.key_columns.items()}
+    for column, values in zip(table.values, rows.columns, strict=True):
+        out[column.name] = to_arrow(values, column.type)
+    stamps = {EVENT_TIME: pa.array(rows.times), CREATED: pa.array(rows.offsets)}
+    return pa.table(out | stamps | {ITEM: pa.array(rows.items, pa.binary())})
 
 
 def _codes(columns: Sequence[pa.Array]) -> tuple[Ints, Ints]:

@@ -207,7 +207,8 @@ def _encode_array(values: pa.Array, column: Column) -> np.ndarray[Any, Any] | li
 
 
 def _encode_integers(values: pa.Array, tag: int, width: int) -> np.ndarray[Any, Any]:
-    integers = values.cast(pa.int32()) if width == 4 else values.cast(pa.int64())
+    plain = pa.int32() if width == 4 else pa.int64()
+    integers = values if values.type == plain else values.cast(plain)
     unsigned = integers.to_numpy().view(f"u{width}") ^ np.array(_SIGN[width], f"u{width}")
     matrix: np.ndarray[Any, Any] = np.empty((len(values), 1 + width), np.uint8)
     matrix[:, 0] = tag

@@ -168,7 +168,13 @@ def raw_type(type_: Type) -> pa.DataType:
 
 def to_arrow(values: Sequence[Any], type_: Type) -> pa.Array:
     """Row values as an Arrow array of a type."""
-    return pa.array(values, raw_type(type_)).cast(type_.arrow)
+    return cast(pa.array(values, raw_type(type_)), type_.arrow)
+
+
+def cast(values: Any, type_: pa.DataType) -> Any:
+    """An array as another type. Where it is of that type already, Arrow's own takes long to find out, which matters to
+    small batches."""
+    return values if values.type == type_ else values.cast(type_)
 
 
 def columns_of(table: Table) -> tuple[Column, ...]:
@@ -208,7 +214,7 @@ def _dtype(formats: Sequence[str], nulls: int) -> np.dtype[Any]:
 def _stamp(times: pa.Array) -> Array:
     if times.null_count:
         raise InvalidInputError("a row has no event time, or a null created time")
-    micros: Array = times.cast(pa.int64()).to_numpy()
+    micros: Array = cast(times, pa.int64()).to_numpy()
     return micros.view(np.uint64) ^ np.uint64(_SIGN)
 
 
