@@ -82,7 +82,8 @@ class StreamJob:
 
     `conf`: the options of the Kafka client, in librdkafka's names. `handler`: "package.module:function", which workers
     call as `function(argument, worker's name)` for a `Handler`. `dead_letters`: a topic that exists; each message there
-    has the headers reason, topic, partition, offset and timestamp (milliseconds).
+    has the headers reason, topic, partition, offset and timestamp (milliseconds). `begin`: "earliest" or "latest",
+    where neither a savepoint nor its group knows.
     """
 
     name: str
@@ -91,8 +92,9 @@ class StreamJob:
     group: str
     dead_letters: str
     handler: str
-    argument: str
+    argument: str = field(repr=False)
     parallelism: int = 1
+    begin: str = "earliest"
     conf: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
@@ -147,7 +149,7 @@ class FlinkJobs:
 
     def start(self, job: StreamJob, savepoint: str | None = None, *, timeout: float = 120) -> str:
         """The id of the job, whose tasks run. It begins at `savepoint`, the path of a savepoint or checkpoint; else at
-        the offsets that its group has committed; else at the topic's beginning.
+        the offsets that its group has committed; else where `job.begin` says.
 
         Raises:
             MissingExtraError: PyFlink is not installed.
