@@ -55,8 +55,8 @@ class StreamJob:
     """A topic, and the handler that takes its messages.
 
     `conf`: the options of the Kafka client, in librdkafka's names. `handler`: "package.module:function", which workers
-    call as `function(argument, worker's name)` for a `streams.Handler`. What it does
-    with messages that it cannot take is its own matter.
+    call as `function(argument, worker's name)` for a `streams.Handler`. What it does with messages that it cannot take
+    is its own matter. `begin`: "earliest" or "latest", where neither a savepoint nor its group knows.
     """
 
     name: str
@@ -64,8 +64,9 @@ class StreamJob:
     brokers: str
     group: str
     handler: str
-    argument: str
+    argument: str = field(repr=False)
     parallelism: int = 1
+    begin: str = "earliest"
     conf: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
@@ -120,7 +121,7 @@ class FlinkJobs:
 
     def start(self, job: StreamJob, savepoint: str | None = None, *, timeout: float = 120) -> str:
         """The id of the job, whose tasks run. It begins at `savepoint`, the path of a savepoint or checkpoint; else at
-        the offsets that its group has committed; else at the topic's beginning.
+        the offsets that its group has committed; else where `job.begin` says.
 
         Raises:
             MissingExtraError: PyFlink is not installed.

@@ -151,7 +151,7 @@ def _messages(job: dict[str, Any]) -> Any:
         "topic": job["topic"],
         "properties.group.id": job["group"],
         "scan.startup.mode": "group-offsets",
-        "properties.auto.offset.reset": "earliest",
+        "properties.auto.offset.reset": job["begin"],
         "scan.topic-partition-discovery.interval": "30 s",
     }
     options |= {f"properties.{name}": value for name, value in job["consumer"].items()}

@@ -22,6 +22,7 @@ from feature_store.engines.streams import Messages
 from feature_store.errors import ConflictError, FeatureStoreError, NotFoundError
 from feature_store.pipelines.stream_task import StreamTask
 from feature_store.pipelines.topics import dead_letters_of, group_of
+from feature_store.registry.leases import Heartbeat, this_holder
 from feature_store.registry.records import StreamState
 from feature_store.store import FeatureStore
 
@@ -30,6 +31,7 @@ _HANDLER = f"{__name__}:open_worker"
 _PARALLELISM = "parallelism.default"
 _SAVEPOINTS = "execution.checkpointing.savepoint-dir"
 _CHECKPOINTS = "execution.checkpointing.dir"
+_LEASE_S = 20.0
 
 
 def open_worker(argument: str, name: str) -> _Worker:
@@ -99,7 +101,18 @@ class FlinkStream:
         return job is not None and not self.jobs.status(job).has_ended
 
     def start(self) -> str:
-        """Submit the job, unless it runs; its id."""
+        """Submit the job, unless it runs; its id. `ConflictError` where another is about to: two jobs would take the
+        topic from each other for good."""
+        leases = self.store.registry.leases
+        lease = leases.acquire(f"job {self.source}", this_holder(), _LEASE_S)
+        if lease is None:
+            raise ConflictError(
+                f'another process submits the job of "{self.source}" now', hint="See fs stream status, and try again"
+            )
+        with Heartbeat(leases, lease, _LEASE_S):
+            return self._start()
+
+    def _start(self) -> str:
         state = self._state
         job = state.job.get("id")
         if job and self.runs:
@@ -157,6 +170,7 @@ class FlinkStream:
             group=group_of(self.store, self.source),
             handler=_HANDLER,
             argument=json.dumps({"source": self.source, "files": files}),
+            begin=self._state.start,
             parallelism=int(self._conf.get(_PARALLELISM, 1)),
             conf=topic.conf,
         )

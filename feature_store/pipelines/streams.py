@@ -46,6 +46,8 @@ _LOOK_EVERY_S = 0.5
 _RUNNING = "RUNNING"
 _JOB_EVERY_S = 5.0
 _START_S, _STOP_S = 120.0, 120.0
+_HEARD = 4 * SECOND
+"""A worker says each second that it lives: one that was killed is not taken for one that runs."""
 
 Notice = Callable[[str], object]
 Failing = Callable[[FeatureStoreError | None], None]
@@ -137,7 +139,7 @@ class Streams:
         if state.engine == FLINK and not self._flink(source).is_embedded:
             job = self._flink(source).start()
             self.notice(f'the stream of "{source}" is job {job} of {self._flink(source).jobs.address}')
-        elif self._works(source):
+        elif any(worker.silent < _HEARD for worker in self._alive(source)) or self._job_runs(source):
             self.notice(f'the stream of "{source}" runs already')
         else:
             self._spawn(source)
@@ -170,17 +172,10 @@ class Streams:
     def _alive(self, source: str) -> list[StreamWorker]:
         return [worker for worker in self.store.registry.streams.workers(source) if worker.silent < SILENT]
 
-    def _works(self, source: str) -> bool:
-        """Whether a worker is there, or a job whose workers begin with the first message."""
-        if self._alive(source):
-            return True
-        state = self.store.registry.streams.get(source)
-        job = self._flink(source).status() if state and state.engine == FLINK else None
-        return job is not None and job.state == _RUNNING
-
     def _spawn(self, source: str) -> None:
         log = self.store.root / "data" / "streams" / f"{source}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
+        before = {worker.name for worker in self._alive(source)}
         command = [sys.executable, "-m", "feature_store.cli", "stream", "start", source, "--foreground"]
         place = ["-c", str(self.store.root), "-f", str(self.store.repository.settings_file)]
         with log.open("ab") as out:
@@ -188,13 +183,19 @@ class Streams:
                 [*command, *place], stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
             )
         deadline = time.monotonic() + _START_S
-        while not self._works(source):
+        while all(worker.name in before for worker in self._alive(source)) and not self._job_runs(source):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise StoreUnavailableError(
                     f'the stream of "{source}" did not start: {_last_line(log)}', hint=f"Its log is in {log}"
                 )
             time.sleep(0.1)
         self.notice(f'the stream of "{source}" runs as process {process.pid}; its log is in {log}')
+
+    def _job_runs(self, source: str) -> bool:
+        """Whether it is a job of Flink that runs: its workers begin with the first message."""
+        state = self.store.registry.streams.get(source)
+        job = self._flink(source).status() if state and state.engine == FLINK else None
+        return job is not None and job.state == _RUNNING
 
     # Work
 

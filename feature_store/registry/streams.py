@@ -14,9 +14,12 @@ import sqlalchemy as sa
 
 from feature_store.errors import ConflictError
 from feature_store.registry.database import Database
-from feature_store.registry.leases import now_of
+from feature_store.registry.leases import SECOND, now_of
 from feature_store.registry.records import Claim, StreamState, StreamWorker
 from feature_store.registry.tables import STREAM_CLAIMS, STREAM_WORKERS, STREAMS
+
+FORGOTTEN = 7 * 86_400 * SECOND
+"""A worker that was killed is forgotten when another begins so much later."""
 
 
 class Streams:
@@ -68,10 +71,13 @@ class Streams:
         """Say what a worker has done so far."""
         key = {"project": self._project, "source": worker.source, "worker": worker.name}
         with self._database.writing() as connection:
-            row = {"seen": now_of(connection), "body": worker.body()}
+            now = now_of(connection)
+            row = {"seen": now, "body": worker.body()}
             mine = (*self._key(STREAM_WORKERS, worker.source), STREAM_WORKERS.c.worker == worker.name)
             if connection.execute(STREAM_WORKERS.update().where(*mine).values(**row)).rowcount:
                 return
+            gone = (*self._key(STREAM_WORKERS, worker.source), STREAM_WORKERS.c.seen < now - FORGOTTEN)
+            connection.execute(STREAM_WORKERS.delete().where(*gone))
         self._database.insert(STREAM_WORKERS, {**key, **row})
 
     def sweep(self, source: str, silent: int) -> None:

@@ -55,3 +55,18 @@ def test_a_stream_on_flink_goes_on_where_it_was_stopped(live: Live) -> None:
     assert sum(found["total"]) == 5 + sum(range(600))
     letters = live.kafka.messages(f"{live.topic}.dead-letters")
     assert [letter.value() for letter in letters] == [b"not JSON"]
+
+
+def test_a_stream_on_flink_that_has_never_run_may_begin_with_what_comes(live: Live) -> None:
+    live.send(made(30, 1, [MINUTE]))
+    live.fs("stream", "start", "--from", "latest")
+
+    def is_there() -> bool:
+        at = to_datetime(time.time_ns() // 1000).isoformat()
+        live.send([{"id": live.sent, "user_id": user, "x": 5, "at": at} for user in (0, 1)])
+        return live.online(["counts:n"], 2)["n"][1] not in (None, 0)
+
+    until(is_there)
+    live.fs("stream", "stop")
+    found = live.online(["counts:n"], 2)["n"]
+    assert found[0] is None or found[0] <= (live.sent - 30) / 2

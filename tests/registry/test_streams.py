@@ -9,6 +9,8 @@ import pytest
 from feature_store.errors import ConflictError
 from feature_store.registry.records import Claim, StreamState, StreamWorker
 from feature_store.registry.registry import Registry
+from feature_store.registry.streams import FORGOTTEN
+from feature_store.registry.tables import STREAM_WORKERS
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -58,3 +60,12 @@ def test_workers_are_heard_of_until_their_stream_is_forgotten(registry: Registry
     streams.beat(worker)
     streams.forget("clicks")
     assert streams.get("clicks") is None and streams.workers("clicks") == []
+
+
+def test_workers_that_were_killed_are_forgotten_in_the_end(registry: Registry) -> None:
+    streams = registry.streams
+    streams.beat(StreamWorker("clicks", "killed"))
+    with registry._database.writing() as connection:
+        connection.execute(STREAM_WORKERS.update().values(seen=STREAM_WORKERS.c.seen - FORGOTTEN))
+    streams.beat(StreamWorker("clicks", "new"))
+    assert [worker.name for worker in streams.workers("clicks")] == ["new"]
