@@ -490,7 +490,8 @@ class FeatureStore(Directory):
 
     def _ranges(self, source: str) -> dict[int, tuple[int, int]]:
         topic = self.topic(source)
-        return StreamLog(self.offline_store, source).numbered(topic.identity, topic.ranges())
+        base = StreamLog(self.offline_store, source).base(topic.identity) or 0
+        return {base + partition: range_ for partition, range_ in topic.ranges().items()}
 
     def _address_of(self, table: str) -> Address:
         uri = resolve_uri(self._own_store(table) or self.settings.online_store, self.root)

@@ -128,13 +128,18 @@ class Topic:
         if allowed and operation not in allowed:
             raise SourceError(f"{self} may not be {what}", hint=_GRANT)
 
+    @property
+    def _reason(self) -> KafkaError | None:
+        """Why there is no answer, as far as the driver told: a call that runs out of time does not say."""
+        self._admin.poll(0)
+        told = [error for error in self._told if error.code() != KafkaError._ALL_BROKERS_DOWN]
+        self._told.clear()
+        return next((error for error in told if error.code() in _NO_RIGHTS), told[-1] if told else None)
+
     @cached_property
     def _admin(self) -> AdminClient:
-        def told(error: KafkaError) -> None:  # what a call that runs out of time does not say
-            self._told.append(error)
-
-        timeout = {"socket.timeout.ms": int(TIMEOUT_S * 1000), "error_cb": told}
-        return AdminClient(self._options() | timeout)
+        options = {"socket.timeout.ms": int(TIMEOUT_S * 1000), "error_cb": self._told.append}
+        return AdminClient(self._options() | options)
 
     @cached_property
     def _told(self) -> deque[KafkaError]:
@@ -175,8 +180,7 @@ class Topic:
 
     def _failure(self, error: KafkaError) -> FeatureStoreError:
         if error.code() in _NO_ANSWER:
-            self._admin.poll(0)
-            error = next((told for told in self._told if told.code() in _NO_RIGHTS), error)
+            error = self._reason or error
         code = error.code()
         if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION):
             return SourceError(

@@ -10,7 +10,7 @@ of topics that the log has met before, so that offsets of one are never taken fo
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +24,6 @@ from feature_store.types import Schema
 
 if TYPE_CHECKING:
     from feature_store.storage.offline import OfflineStore
-
-T = TypeVar("T")
 
 SPAN = 10_000
 """Numbers for the partitions of one topic."""
@@ -43,6 +41,18 @@ class StreamLog:
         self._source = source
         self.table = stream_log(source)
 
+    def check(self, schema: Schema) -> None:
+        """`SourceError` where rows of a schema do not fit those that are there: they would be cast, and lose."""
+        there = self._offline.schema(self.table)
+        for column in schema if there is not None else ():
+            kept = there.field(column.name).type if column.name in there.names else column.type.arrow
+            if kept != column.type.arrow:
+                raise SourceError(
+                    f'source "{self._source}": column "{column.name}" is {column.type}, and {kept} in the log of its '
+                    "stream",
+                    hint="Give it its type back, or the column another name, or read the topic as another source",
+                )
+
     def base(self, topic: TopicId) -> int | None:
         """The number of the first partition of a topic; None where the log has met none of that name. `SourceError`
         where it has met another one of the name."""
@@ -57,11 +67,6 @@ class StreamLog:
                 "latest) reads the new one",
             )
         return None
-
-    def numbered(self, topic: TopicId, by_partition: Mapping[int, T]) -> dict[int, T]:
-        """What is said of a topic's partitions, by their numbers; nothing where the log has not met the topic."""
-        base = self.base(topic)
-        return {} if base is None else {base + partition: of for partition, of in by_partition.items()}
 
     def meet(self, schema: Schema, topic: TopicId, starts: Mapping[int, int]) -> int:
         """The number of the first partition of a topic. If the log has not met it yet, it begins at these offsets, by

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from feature_store.definitions.catalog import BoundView, Catalog
 from feature_store.engines.streams import Bad, Messages, Reject, TopicId
-from feature_store.errors import ConflictError, FeatureStoreError, NotFoundError, SourceError, StoreUnavailableError
+from feature_store.errors import ConflictError, FeatureStoreError, SourceError, StoreUnavailableError
 from feature_store.expressions.instants import HOUR
 from feature_store.expressions.ranges import Ints
 from feature_store.materialization.events import Events, not_computable
@@ -184,8 +184,8 @@ class StreamTask:
         given, late, bad = self._patiently(lambda: self._apply(part))
         self._patiently(lambda: reject(part, bad))
         nexts = {self._base + partition: at for partition, at in part.nexts.items()}
-        self._landing.add(given.events.table, given.partitions, given.offsets, nexts)
         self._tell(given.events, late, len(bad), int(part.produced.max()))
+        self._landing.add(given.events.table, given.partitions, given.offsets, nexts)
         if self._landing.rows >= LAND_ROWS:
             self._land_now.set()
         if self._landing.rows >= MOST_ROWS or self._landing.bytes >= MOST_BYTES:
@@ -253,6 +253,7 @@ class StreamTask:
         """Take up partitions at the end of the log, or at these offsets where it has not met one: those `of_topic`
         where it has not met the topic. Where that is."""
         schema = self._defined().rows[self.source].schema
+        self._log.check(schema)
         base = self._log.base(self._topic)
         self._base = self._log.meet(schema, self._topic, of_topic) if base is None else base
         landed = self._landing.begin(schema, {self._base + partition: at for partition, at in starts.items()})
@@ -292,6 +293,7 @@ class StreamTask:
         if catalog is not self._catalog:
             if self._catalog and self._catalog.rows[self.source] != catalog.rows[self.source]:
                 self._land()  # rows of one schema in a commit
+                self._log.check(catalog.rows[self.source].schema)
             self._decoder = decoder_of(self.store, self.source)
             self._catalog = catalog
         self._views = self.store.receivers(self.source)
@@ -302,12 +304,8 @@ class StreamTask:
         self.failing(None, "looking")
 
     def _defined(self) -> Catalog:
-        """The definitions as they are now."""
+        """The definitions as they are now; `NotFoundError` or `InvalidInputError` where the source reads no topic."""
         catalog = self.store.catalog
-        if self.source not in catalog.sources:
-            raise NotFoundError(
-                f'there is no source "{self.source}" any more', hint=f"Stop its stream: fs stream stop {self.source}"
-            )
         catalog.kafka(self.source)
         return catalog
 
@@ -326,7 +324,8 @@ class StreamTask:
     def _run_beat(self) -> None:
         """Say how it goes, and look for changes where no messages come."""
         while True:
-            lag = replace(self._said, positions=self._landing.positions)
+            positions = self._landing.positions  # first: what they are behind of is counted in what is said
+            lag = replace(self._said, positions=positions)
             behind = max(self._clock() - self._produced, 0) if lag.lag and self._produced else 0
             wrong = next(map(str, list(self._wrong.values())), None)
             said = replace(lag, behind=behind, error=self._deposed or wrong)

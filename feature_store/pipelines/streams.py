@@ -117,9 +117,10 @@ class Streams:
         return named or (FLINK if FLINK in self.store.settings.engines else KAFKA)
 
     def check(self, source: str, start: str | None = None) -> None:
-        """`FeatureStoreError` where the topic is not there or may not be used, or is another one than was read before:
-        unless `start` says where to begin in it. Makes the topic of dead letters."""
+        """`FeatureStoreError` where the topic is not there or may not be used, rows do not fit those read before, or it
+        is another topic than was read before: unless `start` says where to begin in it. Makes that of dead letters."""
         topic, log = self.store.topic(source), StreamLog(self.store.offline_store, source)
+        log.check(self.store.catalog.rows[source].schema)
         partitions = topic.check()
         topic.check_group(group_of(self.store, source))
         dead_letters_of(self.store, source).create(partitions)
@@ -336,7 +337,10 @@ class Streams:
     def _lag(self, source: str, alive: Sequence[StreamWorker]) -> int:
         """Messages of the topic that wait: behind what workers took, or else behind the log."""
         topic, log = self.store.topic(source), StreamLog(self.store.offline_store, source)
-        ranges = log.numbered(topic.identity, topic.ranges())
+        ranges, base = topic.ranges(), log.base(topic.identity)
+        if base is None:
+            return sum(end - first for first, end in ranges.values())
+        ranges = {base + partition: range_ for partition, range_ in ranges.items()}
         reached = log.position_of(ranges)
         for worker in alive:
             reached |= {partition: max(at, reached.get(partition, 0)) for partition, at in worker.positions.items()}

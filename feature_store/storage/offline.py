@@ -66,6 +66,12 @@ class OfflineStore:
         with _mapped(self.path(table)):
             return is_delta(self.path(table))
 
+    def schema(self, table: str) -> pa.Schema | None:
+        """The columns of a table; None where there is none."""
+        path = self.path(table)
+        with _mapped(path):
+            return delta_dataset(path).schema if is_delta(path) else None
+
     def append(self, table: str, rows: pa.Table, partition_by: Sequence[str] = ()) -> None:
         """Add rows in one commit. The first append makes the table; columns that it lacks are added to it."""
         data = _normal(rows)

@@ -12,7 +12,16 @@ from pathlib import Path
 from uuid import uuid4
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import (
+    AclBinding,
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    NewTopic,
+    ResourcePatternType,
+    ResourceType,
+)
 
 from tests.jars import jars
 from tests.servers.certificates import make_certificates
@@ -78,6 +87,13 @@ class KafkaServer:
         admin = self.client()
         admin.create_topics([NewTopic(name, partitions, 1, config=config)])[name].result(30)
         return name
+
+    def delete(self, topic: str) -> None:
+        """Delete a topic; one of its name can be made when this returns."""
+        admin = self.client()
+        admin.delete_topics([topic])[topic].result(30)
+        while topic in admin.list_topics(timeout=10).topics:
+            time.sleep(0.05)
 
     def producer(self, **config: object) -> Producer:
         """One that loses nothing and sends nothing twice."""
@@ -163,7 +179,8 @@ class KafkaServer:
 
 
 class SecureKafka(KafkaServer):
-    """A broker with one more door: whoever enters there shows a certificate and says a password."""
+    """A broker with one more door: whoever enters there shows a certificate and says a password. All may do everything
+    with what no rights are granted of."""
 
     def __init__(self) -> None:
         self.secure_port = free_port()
@@ -187,6 +204,17 @@ class SecureKafka(KafkaServer):
             "ssl.key.location": str(self._folder / "client.key"),
         }
 
+    def grant(self, kind: str, name: str, *operations: str) -> None:
+        """Let who enters by the new door do these with a topic or group, and nothing else; all if none is named."""
+        admin, of = self.client(), ResourceType[kind.upper()]
+        literal, allow, user = ResourcePatternType.LITERAL, AclPermissionType.ALLOW, "User:reader"
+        old = AclBindingFilter(of, name, literal, None, None, AclOperation.ANY, AclPermissionType.ANY)
+        for deleted in admin.delete_acls([old]).values():
+            deleted.result(30)
+        new = [AclBinding(of, name, literal, user, "*", AclOperation[each.upper()], allow) for each in operations]
+        for created in (admin.create_acls(new) if new else {}).values():
+            created.result(30)
+
     def settings(self) -> dict[str, object]:
         """What the broker runs with."""
         plain = super().settings()
@@ -195,6 +223,9 @@ class SecureKafka(KafkaServer):
         return plain | {
             "listeners": f"{plain['listeners']},SASL_SSL://{self.secure_url}",
             "listener.security.protocol.map": f"{plain['listener.security.protocol.map']},SASL_SSL:SASL_SSL",
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": "User:ANONYMOUS",
+            "allow.everyone.if.no.acl.found": "true",
             "sasl.enabled.mechanisms": "PLAIN",
             "listener.name.sasl_ssl.plain.sasl.jaas.config": login.replace("\\", "\\\\"),  # a properties file's escape
             "ssl.keystore.type": "PEM",
