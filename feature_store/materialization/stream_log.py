@@ -44,7 +44,9 @@ class StreamLog:
     def check(self, schema: Schema) -> None:
         """`SourceError` where rows of a schema do not fit those that are there: they would be cast, and lose."""
         there = self._offline.schema(self.table)
-        for column in schema if there is not None else ():
+        if there is None:
+            return
+        for column in schema:
             kept = there.field(column.name).type if column.name in there.names else column.type.arrow
             if kept != column.type.arrow:
                 raise SourceError(

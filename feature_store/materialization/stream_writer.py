@@ -108,11 +108,12 @@ class StreamWriter:
                 late = max(late, self._windows(bound).apply(given, now))
         return late
 
-    def _lost(self, bound: BoundView) -> None:
-        """The store has lost the rows of a view: what was kept of them goes, too, and what was just written."""
+    def _lost(self, bound: BoundView, epoch: int | None) -> None:
+        """The store has lost the rows of a view, and is in this epoch now: what was kept of them goes, too, and what
+        was just written."""
         self._kept.clear()
         if bound.table in self._views:
-            self._views[bound.table].take_back()
+            self._views[bound.table].take_back(epoch)
 
     def _latest(self, bound: BoundView) -> Table:
         table = latest_table(bound)
@@ -130,7 +131,7 @@ class StreamWriter:
 class _Begins:
     """Where views begin, as the registry has it for the present epoch of the online store."""
 
-    def __init__(self, online: OnlineStore, claims: Claims, lost: Callable[[BoundView], None]) -> None:
+    def __init__(self, online: OnlineStore, claims: Claims, lost: Callable[[BoundView, int | None], None]) -> None:
         self._online, self._claims, self._lost = online, claims, lost
         self._known: dict[str, dict[int, Claim]] = {}
 
@@ -152,7 +153,7 @@ class _Begins:
         if not self._is_open(known, positions, epoch):
             return False
         if any(not known[part].holds(epoch) for part in positions if part in known):
-            self._lost(bound)  # before it begins again: batch waits for that
+            self._lost(bound, epoch)  # before it begins again: batch waits for that
         began = begin_epoch(self._online, bound, known.values()) if epoch is None else epoch
         self._known[bound.table] = self._claims.claim(bound.name, bound.version, positions, str(began))
         return True
@@ -180,6 +181,7 @@ class _WindowsWriter:
         self._windows = bound.relation.windows
         self._levels = [_Level(bound, bound.relation, level) for level in bound.relation.levels]
         self._seen = seen_table(bound) if bound.relation.rows.unique else None
+        self._epoch: int | None = None  # in which was written what was written last
         self._written: list[tuple[Table, _Batch, _Rows]] = []
         self._met_ahead = False  # whether there may be events after now among what is kept
         for table in self._tables:
@@ -214,9 +216,11 @@ class _WindowsWriter:
         self._kept.shrink()
         return late
 
-    def take_back(self) -> None:
-        """Empty the rows that were written last: the store may have lost all others before it took these, which hold
-        events from before the view begins anew."""
+    def take_back(self, epoch: int | None) -> None:
+        """Empty the rows that were written last, unless that was in this epoch already: the store may have lost all
+        others before it took these, which hold events from before the view begins anew."""
+        if epoch == self._epoch:
+            return
         empty = {level.table.name: level.empty for level in self._levels}
         for table, batch, rows in self._written:
             blank = empty.get(table.name, (b"",))
@@ -228,8 +232,10 @@ class _WindowsWriter:
         """Have what is stored of keys at hand, in one round trip; False where the store has lost it."""
         wanted = [(table, self._kept.missing(table, keys)) for table in self._tables]
         answers = self._online.read([*wanted, epoch_read(self._bound)])
-        if not self._begins.hold(self._bound, partitions, epoch_of(answers[-1][0])):
+        epoch = epoch_of(answers[-1][0])
+        if not self._begins.hold(self._bound, partitions, epoch):
             return False
+        self._epoch = epoch
         for (table, missing), found in zip(wanted, answers, strict=False):
             for key, items in zip(missing, found, strict=True):
                 assert isinstance(items, Mapping)

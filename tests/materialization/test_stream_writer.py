@@ -145,6 +145,19 @@ def test_a_batch_over_whose_writes_the_store_loses_its_rows_is_taken_back(tmp_pa
     store.close()
 
 
+def test_partitions_begin_anew_one_after_the_other_as_their_events_come(tmp_path: Path) -> None:
+    """What was written of the first since the loss stays when the second learns of it."""
+    store = store_of(tmp_path, "[]")
+    now = time.time_ns() // 1000
+    writer = StreamWriter(store.online_store, store.registry.streams)
+    apply(writer, store, [(0, 0, (1, 1, 10, now - 60)), (1, 0, (2, 2, 10, now - 60))], now)
+    store.clear_online("counts")
+    apply(writer, store, [(0, 1, (3, 1, 5, now - 50))], now)
+    apply(writer, store, [(1, 1, (4, 2, 7, now - 40))], now)
+    assert totals(store) == [5, 7] and begins(store) == {0: 1, 1: 1}
+    store.close()
+
+
 class Losing:
     """A store that loses all rows behind one read, as a server does that is started again without a copy."""
 
