@@ -21,7 +21,7 @@ import yaml
 from feature_store.engines.flink import FlinkJobs, JobStatus, StreamJob
 from feature_store.engines.streams import Messages
 from feature_store.errors import ConflictError, FeatureStoreError, NotFoundError
-from feature_store.pipelines.stream_task import StreamTask
+from feature_store.pipelines.stream_task import StreamTask, spare_collections
 from feature_store.pipelines.topics import dead_letters_of, group_of
 from feature_store.registry.records import StreamState
 from feature_store.store import FeatureStore
@@ -35,7 +35,9 @@ _CHECKPOINTS = "execution.checkpointing.dir"
 
 def open_worker(argument: str, name: str) -> _Worker:
     """What a Python worker of Flink hands messages to; `argument` as `FlinkStream` writes it."""
-    return _Worker(json.loads(argument), name)
+    worker = _Worker(json.loads(argument), name)
+    spare_collections()
+    return worker
 
 
 class _Worker:
