@@ -38,11 +38,14 @@ def start(invocation: Invocation, views: tuple[str, ...], foreground: bool, star
             streams.start(source, start_at)
             click.echo(f"The stream of {source} runs.")
         return
+    from feature_store.pipelines.stream_task import spare_collections
+
     stop = threading.Event()
     on_signals(lambda *_: stop.set())
     for source in sources:
         streams.check(source, start_at)
         streams.want(source, True, start_at)
+    spare_collections()
     streams.work(sources, stop)
 
 

@@ -20,7 +20,7 @@ from feature_store.engines.flink import FlinkJobs, JobStatus, StreamJob
 from feature_store.engines.kafka import DeadLetters
 from feature_store.engines.streams import Messages
 from feature_store.errors import ConflictError, FeatureStoreError, NotFoundError
-from feature_store.pipelines.stream_task import StreamTask
+from feature_store.pipelines.stream_task import StreamTask, spare_collections
 from feature_store.pipelines.topics import dead_letters_of, group_of
 from feature_store.registry.leases import Heartbeat, this_holder
 from feature_store.registry.records import StreamState
@@ -36,7 +36,9 @@ _LEASE_S = 20.0
 
 def open_worker(argument: str, name: str) -> _Worker:
     """What a Python worker of Flink hands messages to; `argument` as `FlinkStream` writes it."""
-    return _Worker(json.loads(argument), name)
+    worker = _Worker(json.loads(argument), name)
+    spare_collections()
+    return worker
 
 
 class _Worker:

@@ -7,6 +7,7 @@ when another was killed is read again, passed over online, and landed.
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -43,11 +44,20 @@ COMPACT_EVERY_S = 600.0
 _LOOK_EVERY_S = 2.0
 _BEAT_EVERY_S = 1.0
 _RETRY_S = (0.1, 5.0)
+_GC_THRESHOLDS = (50_000, 20, 100)
 
 T = TypeVar("T")
 
 Read = Callable[[int, int, int], Iterator[Messages]]
 """The messages of a partition from one offset to before another."""
+
+
+def spare_collections() -> None:
+    """Make garbage collection rare in a process that is a worker and nothing else: what it keeps is hundreds of
+    thousands of rows, and reference counts free the rest."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 class StreamTask:

@@ -173,6 +173,21 @@ def test_any_order_and_grouping_gives_the_answer(function: str, name: str, data:
 @case
 @settings(max_examples=10, deadline=None)
 @given(data=st.data())
+def test_states_merge_all_at_once_as_one_by_one(function: str, name: str, data: st.DataObject) -> None:
+    made = window(function, name)
+    merge, merge_all = aggregate_of(made).merge, aggregate_of(made).merge_all
+    states = [lifted(made, event) for event in data.draw(events_of(name, st.integers(0, 4)))]
+    a, b = [aggregate_of(made).identity, *states], [*states, aggregate_of(made).identity]
+    for one, other in ((a, b), (states, states[::-1])):
+        if one:
+            found = merge_all(list(zip(*one, strict=True)), list(zip(*other, strict=True)))
+            expected = [merge(x, y) for x, y in zip(one, other, strict=True)]
+            assert repr([tuple(state) for state in zip(*found, strict=True)]) == repr(expected)  # NaN, -0.0
+
+
+@case
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
 def test_states_of_any_split_answer_as_all_events_do(function: str, name: str, data: st.DataObject) -> None:
     made = window(function, name)
     events = data.draw(events_of(name, st.integers(0, 9)))
