@@ -242,6 +242,7 @@ class DeadLetters:
                 "topic": self._source.name,
                 "partition": str(int(messages.partitions[at])),
                 "offset": str(int(messages.offsets[at])),
+                "timestamp": str(int(messages.produced[at]) // 1000),  # as the letter's own, brokers may refuse it
             }
             value = messages.values[at]
             if not whole:
@@ -252,7 +253,6 @@ class DeadLetters:
                 value,
                 messages.keys[at],
                 headers=[(name, text.encode(errors="replace")) for name, text in headers.items()],
-                timestamp=int(messages.produced[at]) // 1000,
                 on_delivery=told(each),
             )
             self._producer.poll(0)

@@ -44,11 +44,10 @@ class StreamLog:
     def check(self, schema: Schema) -> None:
         """`SourceError` where rows of a schema do not fit those that are there: they would be cast, and lose."""
         there = self._offline.schema(self.table)
-        if there is None:
-            return
         for column in schema:
-            kept = there.field(column.name).type if column.name in there.names else column.type.arrow
-            if kept != column.type.arrow:
+            if there is None or column.name not in there.names:
+                continue
+            if (kept := there.field(column.name).type) != column.type.arrow:
                 raise SourceError(
                     f'source "{self._source}": column "{column.name}" is {column.type}, and {kept} in the log of its '
                     "stream",

@@ -120,8 +120,12 @@ class FlinkStream:
         if job and self.runs:
             return str(job)
         savepoint = state.job.get("savepoint") or (job and self.jobs.latest_checkpoint(job))
+        topic = self.store.topic(self.source).identity
+        read = f"{topic.name} {topic.id}"
+        if state.job.get("topic", read) != read:
+            savepoint = None  # it would go on with the partitions of the topic before
         started = self.jobs.start(self._job(), savepoint)
-        self._save(id=started, address=self.jobs.address, savepoint=None)
+        self._save(id=started, address=self.jobs.address, savepoint=None, topic=read)
         return started
 
     def stop(self) -> None:

@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from feature_store.errors import ConflictError, InvalidInputError, StoreUnavailableError
+from feature_store.engines.streams import TopicId
+from feature_store.errors import ConflictError, InvalidInputError, SourceError, StoreUnavailableError
 from feature_store.materialization.landing import Landing
-from feature_store.materialization.stream_log import StreamLog
+from feature_store.materialization.stream_log import SPAN, StreamLog
 from feature_store.storage.offline import OfflineStore, delta_files
-from feature_store.types import INT64, Schema
+from feature_store.types import FLOAT64, INT64, STRING, Column, Schema
 
 SCHEMA = Schema.of(x=INT64)
 
@@ -138,3 +139,46 @@ def test_rows_that_do_not_fit_together_wait_on(log: StreamLog, offline: OfflineS
         with pytest.raises(InvalidInputError, match="do not fit"):
             landing.land()
     assert landing.rows == 2 and log.positions() == {0: 0}
+
+
+def test_partitions_of_another_topic_are_others(log: StreamLog) -> None:
+    first, second = TopicId("clicks", "a"), TopicId("views", "b")
+    assert log.base(first) is None
+    assert log.meet(SCHEMA, first, {0: 5, 1: 7}) == 0 == log.base(first)
+    assert log.meet(SCHEMA, second, {0: 0}) == SPAN == log.base(second)
+    assert log.meet(SCHEMA, first, {0: 99, 1: 99}) == 0
+    assert log.positions() == {0: 5, 1: 7, SPAN: 0}
+    log.begin(SCHEMA, {SPAN + 1: 3})
+    assert log.positions() == {0: 5, 1: 7, SPAN: 0, SPAN + 1: 3}
+
+
+def test_a_topic_made_anew_is_met_only_on_purpose(log: StreamLog) -> None:
+    old, new = TopicId("clicks", "a"), TopicId("clicks", "b")
+    log.meet(SCHEMA, old, {0: 5})
+    with pytest.raises(
+        SourceError, match=r'topic "clicks" is another one than source "clicks" has read.*--from earliest'
+    ):
+        log.base(new)
+    assert log.meet(SCHEMA, new, {0: 0}) == SPAN == log.base(new)
+    assert log.base(old) == 0 and log.positions() == {0: 5, SPAN: 0}
+
+
+def test_workers_that_meet_a_topic_at_once_agree(log: StreamLog) -> None:
+    found: list[int] = []
+    topic = TopicId("clicks", "a")
+    threads = [threading.Thread(target=lambda: found.append(log.meet(SCHEMA, topic, {0: 5, 1: 6}))) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [0] * 5 and log.positions() == {0: 5, 1: 6}
+
+
+def test_rows_of_other_types_than_those_there_are_refused(log: StreamLog) -> None:
+    log.check(SCHEMA)
+    log.meet(SCHEMA, TopicId("clicks"), {0: 0})
+    log.check(SCHEMA)
+    log.check(Schema((*SCHEMA, Column("more", FLOAT64))))
+    (first, *others) = SCHEMA
+    with pytest.raises(SourceError, match=f'column "{first.name}" is STRING, and .* in the log of its stream'):
+        log.check(Schema((Column(first.name, STRING), *others)))
