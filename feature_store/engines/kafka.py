@@ -352,20 +352,24 @@ class _Membership:
         looked = time.monotonic()
         moved: dict[int, int] = {}
         while not stop.is_set():
-            found = self._good(self._consumer.consume(1, 0.2))
-            if self._errors:
-                raise self._errors[0]
+            found = self._consume(1, 0.2)
             if time.monotonic() - looked > _LOOK_EVERY_S:
                 looked = time.monotonic()
                 self._look()  # before what was found is taken
                 self._commit(moved)
             if found:
-                found += self._good(self._consumer.consume(_BATCH, _GATHER_S))
+                found += self._consume(_BATCH, _GATHER_S)
                 messages = _messages([message for message in found if message.partition() in self._mine])
                 self._handler.handle(messages, self._dead_letters.send)
                 moved |= messages.nexts
             if self._mine:
                 failing(None)
+
+    def _consume(self, count: int, seconds: float) -> list[Any]:
+        found = self._consumer.consume(count, seconds)
+        if self._errors:  # the driver may have gone on by itself from where nobody wants to, and complain of that
+            raise self._errors[0]
+        return self._good(found)
 
     def _look(self) -> None:
         """An error where the topic is another one now: by the definition, or made anew, which the driver would read on
