@@ -379,17 +379,12 @@ class _Membership:
                 raise SourceError(f"{now[0]} is to be read now, and dead letters go to {now[1]}")
         if self._topic.identity != self._identity:
             raise SourceError(f"{self._topic} was deleted, and another one made of the same name")
-        self._handler.seen({partition: self._end(partition) for partition in self._mine})
 
     def _commit(self, moved: dict[int, int]) -> None:
         held = [TopicPartition(self._topic.name, p, at) for p, at in moved.items() if p in self._mine]
         moved.clear()
         if held:
             self._consumer.commit(offsets=held, asynchronous=True)
-
-    def _end(self, partition: int) -> int:
-        _, high = self._consumer.get_watermark_offsets(TopicPartition(self._topic.name, partition), cached=True)
-        return int(high)
 
     def _good(self, found: list[Any]) -> list[Any]:
         """Messages without the events that are none; what can only be waited for is left to the driver."""

@@ -96,6 +96,3 @@ class Member(Protocol):
 
     def revoked(self, partitions: Sequence[int], lost: bool) -> None:
         """These are no longer to be read; `lost`: another reads them already."""
-
-    def seen(self, ends: Mapping[int, int]) -> None:
-        """How far partitions go now: the offset behind the last message."""

@@ -94,7 +94,6 @@ class StreamTask:
         self._views: list[BoundView] = []
         self._deposed: str | None = None
         self._said = StreamWorker(source, name)
-        self._produced = 0
         self._wrong: dict[str, FeatureStoreError] = {}
         self._ended = threading.Event()
         self._stop = stop or self._ended
@@ -154,10 +153,6 @@ class StreamTask:
             if self._deposed:
                 raise ConflictError(self._deposed, hint="It begins again with what is its own")
             return bad
-
-    def seen(self, ends: Mapping[int, int]) -> None:
-        """How far partitions go now."""
-        self._said = replace(self._said, ends={self._base + partition: end for partition, end in ends.items()})
 
     def failing(self, error: FeatureStoreError | None, what: str = "taking") -> None:
         """What the worker waits for, to be seen in the status; None: nothing. Taking messages may go on while landing
@@ -274,13 +269,13 @@ class StreamTask:
     def _tell(self, events: Events, late: int, bad: int, produced: int) -> None:
         said, times = self._said, events.times
         newest = [at for at in (said.newest, int(times.max()) if len(times) else None) if at is not None]
-        self._produced = produced
         self._said = replace(
             said,
             events=said.events + len(events),
             late=said.late + late,
             bad=said.bad + bad,
             newest=max(newest, default=None),
+            produced=produced,
         )
 
     # What changes meanwhile
@@ -335,10 +330,8 @@ class StreamTask:
         """Say how it goes, and look for changes where no messages come."""
         while True:
             positions = self._landing.positions  # first: what they are behind of is counted in what is said
-            lag = replace(self._said, positions=positions)
-            behind = max(self._clock() - self._produced, 0) if lag.lag and self._produced else 0
             wrong = next(map(str, list(self._wrong.values())), None)
-            said = replace(lag, behind=behind, error=self._deposed or wrong)
+            said = replace(self._said, positions=positions, error=self._deposed or wrong)
             self._quietly(lambda said=said: self._streams.beat(said), "telling")  # type: ignore[misc]
             if self._ended.wait(_BEAT_EVERY_S):
                 return

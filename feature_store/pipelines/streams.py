@@ -309,7 +309,6 @@ class Streams:
         if job is not None and job.error and job.state != _RUNNING:
             errors.append(job.error)
         newest = max((worker.newest for worker in workers if worker.newest is not None), default=None)
-        behind = max((worker.behind for worker in alive if worker.behind is not None), default=None)
         return {
             "source": source,
             "topic": self.store.catalog.kafka(source).topic if reads else None,
@@ -318,7 +317,7 @@ class Streams:
             "state": _state(state, bool(alive) or (job is not None and job.state == _RUNNING), errors),
             "workers": len(alive),
             "lag_events": lag,
-            "lag_seconds": None if behind is None else round(behind / SECOND, 3),
+            "lag_seconds": _age(lag, alive),
             "newest_event": None if newest is None else to_iso(newest),
             "events": sum(worker.events for worker in alive),
             "late": sum(worker.late for worker in alive),
@@ -379,6 +378,14 @@ def _state(state: StreamState | None, works: bool, errors: Sequence[str]) -> str
     if not works:
         return "no worker"
     return "failing" if errors else "running"
+
+
+def _age(lag: int | None, alive: Sequence[StreamWorker]) -> float | None:
+    """How long ago the last message was written that was taken, in seconds, while others wait."""
+    taken = [worker.produced for worker in alive if worker.produced is not None]
+    if lag == 0:
+        return 0.0
+    return round(max(time.time() - min(taken) / SECOND, 0.0), 3) if lag and taken else None
 
 
 def _shown(checkpoint: Checkpoint | None) -> dict[str, Any] | None:

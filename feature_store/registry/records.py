@@ -232,9 +232,8 @@ class StreamWorker:
     holds, kept offline only), bad ones (in the dead-letter topic), those `lost` because the topic did not hold them any
     more, and the newest event time (microseconds).
 
-    `positions` are the next offsets by partition, `ends` those behind the last message there, both as last seen, and
-    `behind` says how old the oldest message is that waits (microseconds). `error` is what it waits for. `silent` is for
-    how long it was not heard of (microseconds)."""
+    `positions` are the next offsets by partition; `produced` is when the last message that it took was written.
+    `error` is what it waits for. `silent` is for how long it was not heard of (microseconds)."""
 
     source: str
     name: str
@@ -244,15 +243,9 @@ class StreamWorker:
     lost: int = 0
     newest: int | None = None
     positions: Mapping[int, int] = field(default_factory=dict)
-    ends: Mapping[int, int] = field(default_factory=dict)
-    behind: int | None = None
+    produced: int | None = None
     error: str | None = None
     silent: int = 0
-
-    @property
-    def lag(self) -> int:
-        """Messages that wait in the partitions of this worker."""
-        return sum(max(end - self.positions.get(partition, end), 0) for partition, end in self.ends.items())
 
     def body(self) -> str:
         """The canonical text of all but the key and the silence."""
@@ -262,9 +255,8 @@ class StreamWorker:
     def read(cls, source: str, name: str, body: str, silent: int) -> StreamWorker:
         """The inverse of `body`."""
         found = json.loads(body)
-        for key in ("positions", "ends"):
-            found[key] = {int(partition): at for partition, at in found[key].items()}
-        return cls(source, name, silent=silent, **found)
+        positions = {int(partition): at for partition, at in found.pop("positions").items()}
+        return cls(source, name, silent=silent, positions=positions, **found)
 
 
 @dataclass(frozen=True, slots=True)
