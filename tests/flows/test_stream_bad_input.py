@@ -190,7 +190,8 @@ def test_a_topic_that_was_made_anew_is_not_read_until_someone_says_where(live: L
     made_anew(live)
     live.send(made(200, 2, [MINUTE], start=1000))  # more than the old one had: offsets alone do not tell
     if running:
-        until(lambda: "is another one than source" in str(status(live)["error"]))
+        workers = live.store.registry.streams.workers
+        until(lambda: all("is another one than source" in str(worker.error) for worker in workers("clicks")))
         live.stop()
     line = fs(live.store.root, "stream", "start", "clicks", code=1)
     assert f'topic "{live.topic}" is another one than source "clicks" has read' in line
