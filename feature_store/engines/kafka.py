@@ -38,6 +38,7 @@ _BATCH = 5_000
 _GATHER_S = 0.005
 """Once there is a message, how long others are waited for that can share its round trips."""
 _LOOK_EVERY_S = 1.0
+_QUIET_S = 0.1
 _RETRY_S = (0.2, 10.0)
 
 
@@ -349,27 +350,28 @@ class _Membership:
         self._revoked(consumer, given, lost=True)
 
     def _loop(self, stop: threading.Event, failing: Callable[[FeatureStoreError | None], None]) -> None:
-        looked = time.monotonic()
+        looked = heard = time.monotonic()
         moved: dict[int, int] = {}
         while not stop.is_set():
-            found = self._consume(1, 0.2)
-            if time.monotonic() - looked > _LOOK_EVERY_S:
-                looked = time.monotonic()
+            found = self._consumer.consume(1, 0.2)
+            if found:
+                found += self._consumer.consume(_BATCH, _GATHER_S)
+            if self._errors:  # first: what the driver says then follows from it
+                raise self._errors[0]
+            found, now = self._good(found), time.monotonic()
+            # One made anew is quiet for the driver's back-off first, unless much waits in the queue of the one before.
+            suspect = found and (now - heard > _QUIET_S or len(found) > _BATCH)
+            if suspect or now - looked > _LOOK_EVERY_S:
+                looked = now
                 self._look()  # before what was found is taken
                 self._commit(moved)
             if found:
-                found += self._consume(_BATCH, _GATHER_S)
+                heard = now
                 messages = _messages([message for message in found if message.partition() in self._mine])
                 self._handler.handle(messages, self._dead_letters.send)
                 moved |= messages.nexts
             if self._mine:
                 failing(None)
-
-    def _consume(self, count: int, seconds: float) -> list[Any]:
-        found = self._consumer.consume(count, seconds)
-        if self._errors:  # the driver may have gone on by itself from where nobody wants to, and complain of that
-            raise self._errors[0]
-        return self._good(found)
 
     def _look(self) -> None:
         """An error where the topic is another one now: by the definition, or made anew, which the driver would read on

@@ -188,10 +188,11 @@ def test_a_topic_that_was_made_anew_is_not_read_until_someone_says_where(live: L
     if not running:
         live.stop()
     made_anew(live)
-    if running:  # it looks every two seconds
-        until(lambda: "is another one than source" in str(status(live)["error"]))
     live.send(made(200, 2, [MINUTE], start=1000))  # more than the old one had: offsets alone do not tell
-    live.stop()
+    if running:
+        workers = live.store.registry.streams.workers
+        until(lambda: all("is another one than source" in str(worker.error) for worker in workers("clicks")))
+        live.stop()
     line = fs(live.store.root, "stream", "start", "clicks", code=1)
     assert f'topic "{live.topic}" is another one than source "clicks" has read' in line
     assert "fs stream start clicks --from earliest" in line
