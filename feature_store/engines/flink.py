@@ -156,6 +156,7 @@ class FlinkJobs:
         operation = saved["operation"]
         if failure := operation.get("failure-cause"):
             raise Unavailable(f"job {job} makes no savepoint: {root_cause(failure['stack-trace'])}", hint=_CANCEL)
+        self._wait(lambda: self._state(job) in _ENDED, timeout, f"job {job} has not ended")
         return str(operation["location"])
 
     def cancel(self, job: str, *, timeout: float = 60) -> None:

@@ -275,8 +275,15 @@ class Streams:
                 ended.wait(_JOB_EVERY_S)
             if stream.is_embedded:
                 stream.stop()
+                self._wait_for_workers(source)
         finally:
             stream.close()
+
+    def _wait_for_workers(self, source: str) -> None:
+        """Until the workers of a job that ended have landed what they took: Flink does not wait for them."""
+        deadline = time.monotonic() + SILENT / SECOND
+        while self._alive(source) and time.monotonic() < deadline:
+            time.sleep(0.1)
 
     def _watch(self, source: str, stop: threading.Event, ended: threading.Event) -> None:
         """End a worker when it is told to stop, or its stream is stopped."""

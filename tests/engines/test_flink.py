@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx
 import psutil
 import pytest
 from confluent_kafka import Producer
@@ -193,7 +194,7 @@ def test_a_job_that_cannot_run_is_refused_in_one_line(jobs: FlinkJobs, stream: S
         StoreUnavailableError, match=r'of topic "nobody_made_it", cannot be started: This server does not host'
     ):
         jobs.start(replace(stream.job, topic="nobody_made_it"))
-    slots = FlinkCluster.SLOTS
+    slots = httpx.get(f"{jobs.address}/overview").json()["slots-total"]
     with pytest.raises(StoreUnavailableError, match=rf"has {slots} slots for all jobs, and this one takes {slots + 1}"):
         jobs.start(replace(stream.job, parallelism=slots + 1), timeout=5)
     assert all(jobs.status(job).has_ended for job in jobs.ids())
