@@ -49,6 +49,7 @@ def test_a_stream_on_flink_goes_on_where_it_was_stopped(live: Live) -> None:
     assert status["state"] == "stopped" and status["lag_events"] == 300
     live.fs("stream", "start", "clicks")
     until(live.caught_up)
+    until(lambda: live.store.offline_store.read("stream/clicks").num_rows == 601)
     live.fs("stream", "stop")
     found, past = live.online(FEATURES, 5), live.history(FEATURES, 5)
     assert found == {name: past[name] for name in found}
