@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
 from feature_store.engines.spark import SparkEngine
+from tests.live import Live, repository
 from tests.servers import (
     FlinkCluster,
     HBaseServer,
@@ -135,6 +137,15 @@ def kafka_server(request: pytest.FixtureRequest) -> Iterator[KafkaServer]:
 def kafka_topic(kafka_server: KafkaServer) -> str:
     """The name of an empty topic of two partitions."""
     return kafka_server.topic(2)
+
+
+@pytest.fixture
+def live(tmp_path: Path, kafka_server: KafkaServer, kafka_topic: str) -> Iterator[Live]:
+    """A repository whose source reads that topic. Workers that it started end with the test."""
+    live = Live(repository(tmp_path, kafka_server, kafka_topic), kafka_server, kafka_topic)
+    yield live
+    live.stop()
+    live.store.close()
 
 
 @pytest.fixture(scope="session")

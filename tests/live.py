@@ -51,6 +51,9 @@ feature_view:
     - {{name: twice, type: INT64, expression: "x * 2"}}
 """
 
+FEATURES = ["counts:n", "counts:total", "counts:newest", "latest:x", "latest:twice"]
+"""All features of both views."""
+
 Event = dict[str, Any]
 
 

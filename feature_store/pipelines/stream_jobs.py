@@ -21,12 +21,12 @@ from feature_store.engines.kafka import DeadLetters
 from feature_store.engines.streams import Messages
 from feature_store.errors import ConflictError, FeatureStoreError, NotFoundError
 from feature_store.pipelines.stream_task import StreamTask, spare_collections
+from feature_store.pipelines.streams import FLINK
 from feature_store.pipelines.topics import dead_letters_of, group_of
 from feature_store.registry.leases import Heartbeat, this_holder
 from feature_store.registry.records import StreamState
 from feature_store.store import FeatureStore
 
-FLINK = "flink"
 _HANDLER = f"{__name__}:open_worker"
 _PARALLELISM = "parallelism.default"
 _SAVEPOINTS = "execution.checkpointing.savepoint-dir"

@@ -167,6 +167,7 @@ class Streams:
         return FlinkStream(self.store, source)
 
     def _runs(self, source: str) -> bool:
+        """Whether it is to run, or a worker is still there."""
         state = self.store.registry.streams.get(source)
         return bool((state and state.running) or self._alive(source))
 
@@ -371,8 +372,7 @@ class Streams:
 
     def _check_ended(self, source: str, view: str) -> None:
         """What a worker writes while rows are dropped would stay, and count twice."""
-        state = self.store.registry.streams.get(source)
-        if (state and state.running) or self._alive(source):
+        if self._runs(source):
             raise InvalidInputError(
                 f'the stream of "{source}" runs: what is online of "{view}" cannot be dropped under it',
                 hint=f"Run: fs stream stop {source}; fs stream bootstrap {view} --again; fs stream start {source}",
@@ -403,7 +403,7 @@ def _shown(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
 
 
 def _last_line(log: Path) -> str:
-    with suppress(OSError):
-        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    with suppress(OSError, StopIteration):
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return next(line.strip() for line in reversed(lines) if line.strip())
     return "it said nothing"

@@ -6,7 +6,6 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,8 @@ from confluent_kafka.admin import NewPartitions
 
 from feature_store.expressions.instants import DAY, HOUR, MINUTE, SECOND, to_datetime
 from tests.flows.broken import fs
-from tests.live import VIEWS, Live, made, repository, until
+from tests.live import FEATURES, VIEWS, Live, made, repository, until
 from tests.servers import KafkaServer
-
-FEATURES = ["counts:n", "counts:total", "counts:newest", "latest:x", "latest:twice"]
-
-
-@pytest.fixture
-def live(tmp_path: Path, kafka_server: KafkaServer, kafka_topic: str) -> Iterator[Live]:
-    live = Live(repository(tmp_path, kafka_server, kafka_topic), kafka_server, kafka_topic)
-    yield live
-    live.stop()
-    live.store.close()
 
 
 def status(live: Live) -> dict[str, Any]:

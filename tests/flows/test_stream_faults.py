@@ -14,14 +14,13 @@ import pytest
 
 from feature_store.expressions.instants import DAY, HOUR, MINUTE, to_datetime
 from tests.jars import jars
-from tests.live import VIEWS, Event, Live, repository, until
+from tests.live import FEATURES, VIEWS, Event, Live, repository, until
 from tests.servers import FlinkCluster, KafkaServer, RedisServer
 
 pytestmark = pytest.mark.timeout(600)
 
 USERS = 20
 AGES = [MINUTE, 2 * MINUTE, 3 * HOUR, DAY, 3 * DAY, 6 * DAY, 20 * DAY]
-FEATURES = ["counts:n", "counts:total", "counts:newest", "latest:x", "latest:twice"]
 LATER = """
 ---
 feature_view:

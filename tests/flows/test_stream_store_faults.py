@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from feature_store.engines.streams import Messages, TopicId
 from feature_store.expressions.instants import DAY, HOUR, MINUTE, to_datetime
 from feature_store.pipelines.stream_task import StreamTask
 from feature_store.storage.online import Row
-from tests.flows.test_storage_faults import fill
+from tests.flows.disks import fill, mounted
 from tests.live import Live, made, repository, until
 from tests.servers import KafkaServer, PostgresServer, RedisServer
 
@@ -33,12 +32,8 @@ def redis() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True).returncode:
-        pytest.skip("mounting a small disk takes root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mounted(tmp_path / "disk", "2m") as folder:
+        yield folder
 
 
 def opened(root: Path, kafka: KafkaServer, **settings: Any) -> Live:

@@ -11,13 +11,11 @@ import pytest
 
 from feature_store.expressions.instants import DAY, HOUR, MINUTE, to_datetime
 from tests.jars import jars
-from tests.live import Live, made, repository, until
+from tests.live import FEATURES, Live, made, repository, until
 from tests.servers import FlinkCluster, KafkaServer
 
 pytest.importorskip("pyflink")
 pytestmark = pytest.mark.timeout(600)
-
-FEATURES = ["counts:n", "counts:total", "counts:newest", "latest:x", "latest:twice"]
 
 
 @pytest.fixture(params=["cluster", "embedded"])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from confluent_kafka import TopicPartition
@@ -14,8 +12,7 @@ from feature_store.errors import InvalidInputError
 from feature_store.expressions.instants import DAY, HOUR, MINUTE, to_datetime
 from feature_store.materialization.stream_log import StreamLog
 from feature_store.pipelines.stream_task import StreamTask
-from tests.live import VIEWS, Live, made, repository, until
-from tests.servers import KafkaServer
+from tests.live import FEATURES, VIEWS, Live, made, until
 
 MORE = """
 ---
@@ -27,17 +24,6 @@ feature_view:
     - {name: seen, function: count, window: 1d}
     - {name: most, function: max, column: x, window: 1d}
 """
-
-
-@pytest.fixture
-def live(tmp_path: Path, kafka_server: KafkaServer, kafka_topic: str) -> Iterator[Live]:
-    live = Live(repository(tmp_path, kafka_server, kafka_topic), kafka_server, kafka_topic)
-    yield live
-    live.stop()
-    live.store.close()
-
-
-FEATURES = ["counts:n", "counts:total", "counts:newest", "latest:x", "latest:twice"]
 
 
 def test_an_event_posted_to_kafka_is_read_online_and_in_history(live: Live) -> None:
