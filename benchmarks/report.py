@@ -30,6 +30,9 @@ class Report:
     figures: list[Figure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.figures = [figure if isinstance(figure, Figure) else Figure(**figure) for figure in self.figures]
+
     def add(self, *cells: str) -> None:
         self.rows.append(cells)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -12,7 +12,10 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from datetime import date
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -24,6 +27,7 @@ from benchmarks.sizes import FULL, QUICK, Size
 from benchmarks.world import World
 
 README = Path(__file__).parent / "README.md"
+RESULTS = Path(__file__).parent / "results"
 _IN_WORLD: dict[str, Callable[[World], Report]] = {
     "serving": serving.measure,
     "online": online.measure,
@@ -38,7 +42,8 @@ _ALONE: dict[str, Callable[[Size], Report]] = {
     "growth": growth.measure,
     "streams": streams.measure,
 }
-_PACKAGES = ("duckdb", "pyarrow", "redis", "hiredis", "happybase", "orjson", "uvicorn", "fastapi", "deltalake")
+_PACKAGES = ("duckdb", "pyarrow", "redis", "hiredis", "happybase", "orjson", "uvicorn", "fastapi", "deltalake",
+             "pyspark", "apache-flink", "confluent-kafka")  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,42 +54,47 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     size = QUICK if options.quick else FULL
     console = Console() if sys.stdout.isatty() else Console(width=150)
-    began = time.monotonic()
-    reports, failures = _run(size, options.only or [*_IN_WORLD, *_ALONE], console)
-    minutes = (time.monotonic() - began) / 60
-    console.print(_summary(reports))
-    if not options.quick and not options.only:
-        README.write_text(_page(reports, size, minutes))
-    return 1 if failures else 0
-
-
-def _run(size: Size, names: list[str], console: Console) -> tuple[list[Report], list[str]]:
+    names = options.only or [*_IN_WORLD, *_ALONE]
     reports: list[Report] = []
-    failures: list[str] = []
-
-    def run(name: str, measure: Callable[[], Report]) -> None:
+    failed = False
+    for name, measure in _measures(size, names, console):
         console.print(f"{name}: measuring", highlight=False)
+        began = time.monotonic()
         try:
-            reports.append(measure())
+            report = measure()
         except Exception:
-            failures.append(name)
+            failed = True
             traceback.print_exc()
-            return
-        console.print(_details(reports[-1]))
-        for note in reports[-1].notes:
+            continue
+        reports.append(report)
+        console.print(_details(report))
+        for note in report.notes:
             console.print(note, markup=False)
+        if not options.quick:
+            _keep(name, report, (time.monotonic() - began) / 60)
+            README.write_text(_page(size))
+    console.print(_summary(reports))
+    return 1 if failed else 0
 
-    with contextlib.ExitStack() as stack:
-        if any(name in _IN_WORLD for name in names):
-            console.print("filling Redis", highlight=False)
-            place = stack.enter_context(world.filled(size))
+
+def _measures(size: Size, names: list[str], console: Console) -> Iterator[tuple[str, Callable[[], Report]]]:
+    if any(name in _IN_WORLD for name in names):
+        console.print("filling Redis", highlight=False)
+        with world.filled(size) as place:
             for name, of_world in _IN_WORLD.items():
                 if name in names:
-                    run(name, lambda of_world=of_world: of_world(place))  # type: ignore[misc]
+                    yield name, partial(of_world, place)
     for name, of_size in _ALONE.items():
         if name in names:
-            run(name, lambda of_size=of_size: of_size(size))  # type: ignore[misc]
-    return reports, failures
+            yield name, partial(of_size, size)
+
+
+def _keep(name: str, report: Report, minutes: float) -> None:
+    """What one benchmark found, beside the circumstances, for the page."""
+    RESULTS.mkdir(exist_ok=True)
+    how = f"Measured on {date.today()}, in {minutes:.0f} minutes, at a mean load of {os.getloadavg()[2]:.1f}."
+    kept = {"how": how, "machine": _machine(), "report": asdict(report)}
+    (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
 
 
 def _details(report: Report) -> Table:
@@ -110,8 +120,11 @@ def _summary(reports: Iterable[Report]) -> Table:
     return table
 
 
-def _page(reports: list[Report], size: Size, minutes: float) -> str:
-    """benchmarks/README.md."""
+def _page(size: Size) -> str:
+    """benchmarks/README.md, of all results that are kept."""
+    files = {name: RESULTS / f"{name}.json" for name in [*_IN_WORLD, *_ALONE]}
+    kept = [json.loads(file.read_text()) for file in files.values() if file.exists()]
+    reports = [Report(**each["report"]) for each in kept]
     lines = [
         "# Benchmarks",
         "",
@@ -120,15 +133,17 @@ def _page(reports: list[Report], size: Size, minutes: float) -> str:
         "ratios, and processor time before wall time where the machine was busy. Of repeated measurements the least",
         "counts. Feast runs in its own environment: `FEAST_PYTHON`, or one made under `benchmarks/.feast`.",
         "",
-        *_machine(size, minutes),
+        *[f"- {machine}" for machine in dict.fromkeys(each["machine"] for each in kept)],
+        f"- {size.users:,} users online, 3 views of 20 features (8 INT64, 10 FLOAT64, 2 STRING), of which Feast and the"
+        f" naive service hold {size.feast_users:,}; load asks for those only",
         "",
         "## Figures",
         "",
         *_markdown(["figure", "value", "target", ""],
                    [(f.name, f.value, f.target, f.verdict) for report in reports for f in report.figures]),
     ]  # fmt: skip
-    for report in reports:
-        lines += ["", f"## {report.title}", "", *_markdown(report.head, report.rows)]
+    for each, report in zip(kept, reports, strict=True):
+        lines += ["", f"## {report.title}", "", each["how"], "", *_markdown(report.head, report.rows)]
         for note in report.notes:
             lines += ["", note]
     return "\n".join(lines) + "\n"
@@ -140,18 +155,14 @@ def _markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table]
 
 
-def _machine(size: Size, minutes: float) -> list[str]:
+def _machine() -> str:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
     server = subprocess.run(["redis-server", "--version"], capture_output=True, text=True).stdout
     redis_version = found[1] if (found := re.search(r"v=(\S+)", server)) else "?"
-    load = os.getloadavg()[2]
-    return [
-        f"- {os.cpu_count()} cores ({platform.machine()}), {_memory_gib():.0f} GiB, {platform.system()}; mean load over"
-        f" the last 15 minutes {load:.1f}; the run took {minutes:.0f} minutes",
-        f"- Python {platform.python_version()}, Redis {redis_version}, {versions}",
-        f"- {size.users:,} users online, 3 views of 20 features (8 INT64, 10 FLOAT64, 2 STRING), of which Feast and the"
-        f" naive service hold {size.feast_users:,}; load asks for those only",
-    ]
+    return (
+        f"{os.cpu_count()} cores ({platform.machine()}), {_memory_gib():.0f} GiB, {platform.system()},"
+        f" Python {platform.python_version()}, Redis {redis_version}, {versions}"
+    )
 
 
 def _memory_gib() -> float:

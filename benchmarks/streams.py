@@ -356,8 +356,7 @@ def do_nothing(brokers: str, topic: str, told: str) -> None:
 
     conf = {"pipeline.jars": f"{jars('flink')}/*.jar", "execution.checkpointing.dir": Path(f"{told}.chk").as_uri()}
     job = StreamJob(
-        name="nothing", topic=topic, brokers=brokers, group="nothing", dead_letters=f"{topic}.dead-letters",
-        handler="benchmarks.swallow:Nothing", argument=told,
+        name="nothing", topic=topic, brokers=brokers, group="nothing", handler="benchmarks.swallow:Nothing", argument=told
     )  # fmt: skip
     with FlinkJobs("embedded", conf) as jobs:
         jobs.start(job)

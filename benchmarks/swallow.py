@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
+from feature_store.engines.streams import Messages
 from feature_store.storage.online import CREATED, EVENT_TIME, Key, Row, Table
 
 SCHEME = "swallow"
@@ -61,10 +61,9 @@ class Nothing:
     def __init__(self, argument: str, name: str) -> None:
         self._file, self._taken = Path(argument), 0
 
-    def handle(self, partitions: Any, offsets: Any, timestamps: Any, keys: Any, values: Any) -> list[str | None]:
-        self._taken += len(values)
+    def handle(self, messages: Messages) -> None:
+        self._taken += len(messages)
         self._file.write_text(str(self._taken))
-        return [None] * len(values)
 
     def close(self) -> None:
         """Nothing to do."""

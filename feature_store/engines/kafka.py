@@ -20,6 +20,7 @@ try:
     from confluent_kafka import (
         TIMESTAMP_NOT_AVAILABLE,
         Consumer,
+        ConsumerGroupTopicPartitions,
         KafkaError,
         KafkaException,
         Producer,
@@ -108,6 +109,18 @@ class Topic:
     def identity(self) -> TopicId:
         """Which topic it is now; `SourceError` if there is none of the name."""
         return TopicId(self.name, str(self._found.topic_id or ""))
+
+    def check_identity(self, known: TopicId) -> None:
+        """`SourceError` if it is another topic than the one that is known, of the same name."""
+        if self.identity != known:
+            raise SourceError(f"{self} was deleted, and another one made of the same name")
+
+    def committed(self, group: str) -> dict[int, int]:
+        """The offsets that a group has committed, by partition; none of those of which it has none."""
+        with self._failures():
+            asked = self._admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])
+            found = asked[group].result(TIMEOUT_S).topic_partitions
+        return {each.partition: each.offset for each in found if each.topic == self.name and each.offset >= 0}
 
     def __str__(self) -> str:
         return f'topic "{self.name}" at {self.brokers}'
@@ -379,8 +392,7 @@ class _Membership:
         with suppress(StoreUnavailableError):  # while the registry is away, it goes on
             if (now := self._topics()) != self._began:
                 raise SourceError(f"{now[0]} is to be read now, and dead letters go to {now[1]}")
-        if self._topic.identity != self._identity:
-            raise SourceError(f"{self._topic} was deleted, and another one made of the same name")
+        self._topic.check_identity(self._identity)
 
     def _commit(self, moved: dict[int, int]) -> None:
         held = [TopicPartition(self._topic.name, p, at) for p, at in moved.items() if p in self._mine]

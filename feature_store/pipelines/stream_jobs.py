@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ _PARALLELISM = "parallelism.default"
 _SAVEPOINTS = "execution.checkpointing.savepoint-dir"
 _CHECKPOINTS = "execution.checkpointing.dir"
 _LEASE_S = 20.0
+_LOOK_EVERY_S = 2.0
 
 
 def open_worker(argument: str, name: str) -> _Worker:
@@ -53,17 +55,25 @@ class _Worker:
             file.write_text(text, encoding="utf-8")
         self._store = FeatureStore(self._folder.name)
         source = told["source"]
-        topic = self._store.topic(source)
-        self._task = StreamTask(self._store, source, name, topic=topic.identity, read=topic.read)
+        self._topic = topic = self._store.topic(source)
+        self._identity, self._looked_at = topic.identity, time.monotonic()
+        self._task = StreamTask(self._store, source, name, topic=self._identity, read=topic.read)
         self._dead_letters = DeadLetters(dead_letters_of(self._store, source), topic)
 
     def handle(self, messages: Messages) -> None:
         """As `StreamTask.handle`; what it raises can be seen in the status, too."""
         try:
+            self._look()
             self._task.handle(messages, self._dead_letters.send)
         except FeatureStoreError as error:
             self._task.failing(error)
             raise
+
+    def _look(self) -> None:
+        """An error where the topic was made anew, which Flink would read on at the old offsets."""
+        if (now := time.monotonic()) - self._looked_at > _LOOK_EVERY_S:
+            self._topic.check_identity(self._identity)
+            self._looked_at = now
 
     def close(self) -> None:
         """Lands what was taken."""
@@ -117,12 +127,15 @@ class FlinkStream:
     def _start(self) -> str:
         state = self._state
         job = state.job.get("id")
-        if job and self.runs:
-            return str(job)
-        savepoint = state.job.get("savepoint") or (job and self.jobs.latest_checkpoint(job))
         topic = self.store.topic(self.source).identity
         read = f"{topic.name} {topic.id}"
-        if state.job.get("topic", read) != read:
+        is_other = state.job.get("topic", read) != read
+        if job and self.runs:
+            if not is_other:
+                return str(job)
+            self.jobs.cancel(job)
+        savepoint = state.job.get("savepoint") or (job and self.jobs.latest_checkpoint(job))
+        if is_other:
             savepoint = None  # it would go on with the partitions of the topic before
         started = self.jobs.start(self._job(), savepoint)
         self._save(id=started, address=self.jobs.address, savepoint=None, topic=read)

@@ -154,6 +154,12 @@ class StreamTask:
                 raise ConflictError(self._deposed, hint="It begins again with what is its own")
             return bad
 
+    def catch_up(self, ends: Mapping[int, int]) -> None:
+        """Take what a worker before this one took of partitions, up to these offsets, and did not land."""
+        with self._working:
+            for partition, end in ends.items():
+                self._join(partition, end)
+
     def failing(self, error: FeatureStoreError | None, what: str = "taking") -> None:
         """What the worker waits for, to be seen in the status; None: nothing. Taking messages may go on while landing
         them does not."""

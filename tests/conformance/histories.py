@@ -97,6 +97,11 @@ _DRAWN: dict[str, Any] = {
 }  # fmt: skip
 
 
+def drawn(rng: random.Random, key: int, at: int, created: int | None) -> Event:
+    """An event with values of every type, some of them null."""
+    return Event(key, at, created, tuple(None if rng.random() < 0.2 else _DRAWN[name](rng) for name in VALUES.names))
+
+
 def events(rng: random.Random, keys: int, most: int = 14) -> list[Event]:
     """Up to `most` events a key, in no order; times tie often, some are created late, some come twice."""
     made: list[Event] = []
@@ -105,8 +110,8 @@ def events(rng: random.Random, keys: int, most: int = 14) -> list[Event]:
         for _ in range(rng.randint(0, most)):
             at = base + rng.randint(0, 60) * unit + rng.choice([0, 0, 1])
             created = rng.choice([None, at, base + rng.randint(0, 70) * unit])
-            values = [None if rng.random() < 0.2 else _DRAWN[name](rng) for name in VALUES.names]
-            made.append(Event(key, at, created, tuple(values)))
+            made.append(drawn(rng, key, at, created))
+            values = made[-1].values
             if rng.random() < 0.15:
                 made.append(made[-1])
             elif rng.random() < 0.3:  # a tie that some value decides

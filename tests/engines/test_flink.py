@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import httpx
 import psutil
 import pytest
 from confluent_kafka import Producer
@@ -186,7 +185,9 @@ def test_a_handler_that_fails_is_told_and_tried_again(jobs: FlinkJobs, stream: S
     assert jobs.latest_checkpoint(job) is not None
 
 
-def test_a_job_that_cannot_run_is_refused_in_one_line(jobs: FlinkJobs, stream: Stream) -> None:
+def test_a_job_that_cannot_run_is_refused_in_one_line(
+    jobs: FlinkJobs, stream: Stream, flink_cluster: FlinkCluster
+) -> None:
     with pytest.raises(StoreUnavailableError, match=r"'file:///there/is/none'") as caught:
         jobs.start(stream.job, "file:///there/is/none")
     assert "\n" not in str(caught.value)
@@ -194,7 +195,8 @@ def test_a_job_that_cannot_run_is_refused_in_one_line(jobs: FlinkJobs, stream: S
         StoreUnavailableError, match=r'of topic "nobody_made_it", cannot be started: This server does not host'
     ):
         jobs.start(replace(stream.job, topic="nobody_made_it"))
-    slots = httpx.get(f"{jobs.address}/overview").json()["slots-total"]
+    slots = flink_cluster.SLOTS
+    flink_cluster.wait(slots)
     with pytest.raises(StoreUnavailableError, match=rf"has {slots} slots for all jobs, and this one takes {slots + 1}"):
         jobs.start(replace(stream.job, parallelism=slots + 1), timeout=5)
     assert all(jobs.status(job).has_ended for job in jobs.ids())
