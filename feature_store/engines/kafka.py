@@ -20,7 +20,6 @@ try:
     from confluent_kafka import (
         TIMESTAMP_NOT_AVAILABLE,
         Consumer,
-        ConsumerGroupTopicPartitions,
         KafkaError,
         KafkaException,
         Producer,
@@ -35,11 +34,13 @@ except ImportError as error:
 TIMEOUT_S = 10.0
 """How long one answer of the brokers may take."""
 
+QUIET_S = 0.1
+"""A topic that was made anew is quiet for so long first, unless much waits in the queue of the one before."""
+
 _BATCH = 5_000
 _GATHER_S = 0.005
 """Once there is a message, how long others are waited for that can share its round trips."""
 _LOOK_EVERY_S = 1.0
-_QUIET_S = 0.1
 _RETRY_S = (0.2, 10.0)
 
 
@@ -109,18 +110,6 @@ class Topic:
     def identity(self) -> TopicId:
         """Which topic it is now; `SourceError` if there is none of the name."""
         return TopicId(self.name, str(self._found.topic_id or ""))
-
-    def check_identity(self, known: TopicId) -> None:
-        """`SourceError` if it is another topic than the one that is known, of the same name."""
-        if self.identity != known:
-            raise SourceError(f"{self} was deleted, and another one made of the same name")
-
-    def committed(self, group: str) -> dict[int, int]:
-        """The offsets that a group has committed, by partition; none of those of which it has none."""
-        with self._failures():
-            asked = self._admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])
-            found = asked[group].result(TIMEOUT_S).topic_partitions
-        return {each.partition: each.offset for each in found if each.topic == self.name and each.offset >= 0}
 
     def __str__(self) -> str:
         return f'topic "{self.name}" at {self.brokers}'
@@ -372,8 +361,7 @@ class _Membership:
             if self._errors:  # first: what the driver says then follows from it
                 raise self._errors[0]
             found, now = self._good(found), time.monotonic()
-            # One made anew is quiet for the driver's back-off first, unless much waits in the queue of the one before.
-            suspect = found and (now - heard > _QUIET_S or len(found) > _BATCH)
+            suspect = found and (now - heard > QUIET_S or len(found) > _BATCH)
             if suspect or now - looked > _LOOK_EVERY_S:
                 looked = now
                 self._look()  # before what was found is taken
@@ -392,7 +380,8 @@ class _Membership:
         with suppress(StoreUnavailableError):  # while the registry is away, it goes on
             if (now := self._topics()) != self._began:
                 raise SourceError(f"{now[0]} is to be read now, and dead letters go to {now[1]}")
-        self._topic.check_identity(self._identity)
+        if self._topic.identity != self._identity:
+            raise SourceError(f"{self._topic} was deleted, and another one made of the same name")
 
     def _commit(self, moved: dict[int, int]) -> None:
         held = [TopicPartition(self._topic.name, p, at) for p, at in moved.items() if p in self._mine]

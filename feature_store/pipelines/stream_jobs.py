@@ -11,16 +11,17 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from feature_store.engines.flink import FlinkJobs, JobStatus, StreamJob
-from feature_store.engines.kafka import DeadLetters
-from feature_store.engines.streams import Messages
-from feature_store.errors import ConflictError, FeatureStoreError, NotFoundError
+from feature_store.engines.kafka import QUIET_S, DeadLetters
+from feature_store.engines.streams import Messages, TopicId
+from feature_store.errors import ConflictError, FeatureStoreError, NotFoundError, SourceError, StoreUnavailableError
+from feature_store.materialization.stream_log import StreamLog
 from feature_store.pipelines.stream_task import StreamTask, spare_collections
 from feature_store.pipelines.streams import FLINK
 from feature_store.pipelines.topics import dead_letters_of, group_of
@@ -54,26 +55,36 @@ class _Worker:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")
         self._store = FeatureStore(self._folder.name)
-        source = told["source"]
-        self._topic = topic = self._store.topic(source)
-        self._identity, self._looked_at = topic.identity, time.monotonic()
-        self._task = StreamTask(self._store, source, name, topic=self._identity, read=topic.read)
-        self._dead_letters = DeadLetters(dead_letters_of(self._store, source), topic)
+        self._source, self._topic = told["source"], TopicId(*told["topic"])
+        self._heard_at = time.monotonic()
+        self._look()
+        topic = self._store.topic(self._source)
+        self._task = StreamTask(self._store, self._source, name, topic=self._topic, read=topic.read)
+        self._dead_letters = DeadLetters(dead_letters_of(self._store, self._source), topic)
 
     def handle(self, messages: Messages) -> None:
         """As `StreamTask.handle`; what it raises can be seen in the status, too."""
         try:
-            self._look()
+            if (now := time.monotonic()) - self._looked_at > _LOOK_EVERY_S or now - self._heard_at > QUIET_S:
+                with suppress(StoreUnavailableError):  # what came can be taken
+                    self._look()
             self._task.handle(messages, self._dead_letters.send)
+            self._heard_at = time.monotonic()
         except FeatureStoreError as error:
             self._task.failing(error)
             raise
 
     def _look(self) -> None:
-        """An error where the topic was made anew, which Flink would read on at the old offsets."""
-        if (now := time.monotonic()) - self._looked_at > _LOOK_EVERY_S:
-            self._topic.check_identity(self._identity)
-            self._looked_at = now
+        """An error where another topic is to be read than the job reads: by the definition, or as it was made anew.
+        Flink would read on at the old offsets."""
+        now = self._store.topic(self._source).identity
+        if now != self._topic:
+            was = "was deleted, and another one made of the same name" if now.name == self._topic.name else "was read"
+            raise SourceError(
+                f'topic "{self._topic.name}" {was}, and "{now.name}" is to be read now',
+                hint=f"Run: fs stream start {self._source}",
+            )
+        self._looked_at = time.monotonic()
 
     def close(self) -> None:
         """Lands what was taken."""
@@ -112,6 +123,11 @@ class FlinkStream:
         job = self._state.job.get("id")
         return job is not None and not self.jobs.status(job).has_ended
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the job reads the topic that is there now."""
+        return bool(self._state.job.get("topic") == [*astuple(self.store.topic(self.source).identity)])
+
     def start(self) -> str:
         """Submit the job, unless it runs; its id. `ConflictError` where another is about to: two jobs would take the
         topic from each other for good."""
@@ -127,18 +143,18 @@ class FlinkStream:
     def _start(self) -> str:
         state = self._state
         job = state.job.get("id")
-        topic = self.store.topic(self.source).identity
-        read = f"{topic.name} {topic.id}"
-        is_other = state.job.get("topic", read) != read
+        topic = astuple(self.store.topic(self.source).identity)
+        is_other = tuple(state.job.get("topic", topic)) != topic
         if job and self.runs:
             if not is_other:
                 return str(job)
             self.jobs.cancel(job)
+            self.land()
         savepoint = state.job.get("savepoint") or (job and self.jobs.latest_checkpoint(job))
         if is_other:
             savepoint = None  # it would go on with the partitions of the topic before
-        started = self.jobs.start(self._job(), savepoint)
-        self._save(id=started, address=self.jobs.address, savepoint=None, topic=read)
+        started = self.jobs.start(self._job(topic), savepoint)
+        self._save(id=started, address=self.jobs.address, savepoint=None, topic=topic)
         return started
 
     def stop(self) -> None:
@@ -148,6 +164,21 @@ class FlinkStream:
         job = self._state.job["id"]
         default = (self._folder / "savepoints").as_uri() if self.is_embedded else None
         self._save(savepoint=self.jobs.stop(job, self._conf.get(_SAVEPOINTS, default)))
+
+    def land(self) -> None:
+        """Land what workers took and did not land before their job ended: Flink does not wait for them. What cannot be
+        landed now, the next job's workers land."""
+        with suppress(FeatureStoreError):
+            read = self._state.job.get("topic")
+            topic = self.store.topic(self.source, read and read[0])
+            identity = topic.identity
+            if read != [*astuple(identity)] or StreamLog(self.store.offline_store, self.source).base(identity) is None:
+                return
+            task = StreamTask(self.store, self.source, this_holder(), topic=identity, read=topic.read)
+            try:
+                task.catch_up(topic.ranges())
+            finally:
+                task.close()
 
     def status(self) -> JobStatus | None:
         """How the job is, wherever it runs; None if there is none, or its Flink does not answer."""
@@ -178,7 +209,7 @@ class FlinkStream:
             except ConflictError:
                 continue
 
-    def _job(self) -> StreamJob:
+    def _job(self, read: tuple[str, ...]) -> StreamJob:
         topic, settings = self.store.topic(self.source), self.store.settings
         written = yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True), sort_keys=False)
         files = {"feature_store.yaml": written.replace("${", "$${"), **self._schema()}
@@ -188,7 +219,7 @@ class FlinkStream:
             brokers=topic.brokers,
             group=group_of(self.store, self.source),
             handler=_HANDLER,
-            argument=json.dumps({"source": self.source, "files": files}),
+            argument=json.dumps({"source": self.source, "topic": read, "files": files}),
             begin=self._state.start,
             parallelism=int(self._conf.get(_PARALLELISM, 1)),
             conf=topic.conf,

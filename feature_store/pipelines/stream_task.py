@@ -154,11 +154,13 @@ class StreamTask:
                 raise ConflictError(self._deposed, hint="It begins again with what is its own")
             return bad
 
-    def catch_up(self, ends: Mapping[int, int]) -> None:
-        """Take what a worker before this one took of partitions, up to these offsets, and did not land."""
+    def catch_up(self, ranges: Mapping[int, tuple[int, int]]) -> None:
+        """Take of partitions what is there after what is landed, no more than a worker before this one may have taken
+        and not landed."""
         with self._working:
-            for partition, end in ends.items():
-                self._join(partition, end)
+            for partition, (first, end) in ranges.items():
+                landed = self._take_up({partition: first}, {partition: first})[partition]
+                self._join(partition, min(end, landed + LAND_ROWS))
 
     def failing(self, error: FeatureStoreError | None, what: str = "taking") -> None:
         """What the worker waits for, to be seen in the status; None: nothing. Taking messages may go on while landing

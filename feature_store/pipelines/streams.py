@@ -159,25 +159,9 @@ class Streams:
                     hint="fs stream status says what it waits for",
                 )
             time.sleep(_LOOK_EVERY_S)
-        if state.engine == FLINK:
-            self._land_rest(source)
+        if state.engine == FLINK and not self._flink(source).is_embedded:
+            self._flink(source).land()
         self.store.registry.streams.sweep(source, SILENT)
-
-    def _land_rest(self, source: str) -> None:
-        """Land what workers of Flink took and did not land before their job ended: Flink does not wait for them. What
-        cannot be landed now is landed by the next start."""
-        if source not in self.sources():
-            return
-        with suppress(FeatureStoreError):
-            topic = self.store.topic(source)
-            identity = topic.identity
-            if StreamLog(self.store.offline_store, source).base(identity) is None:
-                return
-            task = StreamTask(self.store, source, this_holder(), topic=identity, read=topic.read)
-            try:
-                task.catch_up(topic.committed(group_of(self.store, source)))
-            finally:
-                task.close()
 
     def _flink(self, source: str) -> FlinkStream:
         from feature_store.pipelines.stream_jobs import FlinkStream  # what few repos need
@@ -286,7 +270,7 @@ class Streams:
         try:
             while not ended.is_set():
                 try:
-                    if not stream.runs:
+                    if not (stream.runs and stream.is_current):
                         self.notice(f"{source}: job {stream.start()} runs")
                     failing(None)
                 except FeatureStoreError as error:
@@ -295,6 +279,7 @@ class Streams:
             if stream.is_embedded:
                 stream.stop()
                 self._wait_for_workers(source)
+                stream.land()
         finally:
             stream.close()
 

@@ -6,12 +6,13 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from feature_store.expressions.instants import DAY, HOUR, MINUTE, to_datetime
 from tests.jars import jars
-from tests.live import FEATURES, Live, made, repository, until
+from tests.live import FEATURES, VIEWS, Live, made, repository, until
 from tests.servers import FlinkCluster, KafkaServer
 
 pytest.importorskip("pyflink")
@@ -47,13 +48,44 @@ def test_a_stream_on_flink_goes_on_where_it_was_stopped(live: Live) -> None:
     assert status["state"] == "stopped" and status["lag_events"] == 300
     live.fs("stream", "start", "clicks")
     until(live.caught_up)
-    until(lambda: live.store.offline_store.read("stream/clicks").num_rows == 601)
     live.fs("stream", "stop")
+    assert live.store.offline_store.read("stream/clicks").num_rows == 601
     found, past = live.online(FEATURES, 5), live.history(FEATURES, 5)
     assert found == {name: past[name] for name in found}
     assert sum(found["total"]) == 5 + sum(range(600))
     letters = live.kafka.messages(f"{live.topic}.dead-letters")
     assert [letter.value() for letter in letters] == [b"not JSON"]
+
+
+def test_a_stream_on_flink_reads_no_topic_for_another_one(live: Live) -> None:
+    """Made anew, of the same name and with more messages than there were, and then one of another name."""
+    live.send(made(50, 2, [MINUTE]))
+    live.fs("stream", "start")
+    until(live.caught_up)
+    live.kafka.delete(live.topic)
+    live.kafka.topic(2, live.topic)
+    live.send(made(200, 2, [MINUTE], start=1000))
+    until(lambda: "is another one than source" in str(_status(live)["error"]), 120)
+    live.fs("stream", "start", "--from", "earliest")
+    until(lambda: _counted(live, range(1000, 1200)))
+    live.topic = live.kafka.topic(3)
+    live.send(made(50, 2, [MINUTE], start=2000))
+    (live.store.root / "views.yaml").write_text(VIEWS.format(topic=live.topic, engine="flink"))
+    live.store.apply()
+    live.fs("stream", "start")
+    until(lambda: _counted(live, range(2000, 2050)))
+    live.fs("stream", "stop")
+    rows = live.store.offline_store.read("stream/clicks").column("x").to_pylist()
+    assert sorted(rows) == [*range(50), *range(1000, 1200), *range(2000, 2050)]
+
+
+def _status(live: Live) -> dict[str, Any]:
+    (status,) = live.streams.status(["clicks"])
+    return status
+
+
+def _counted(live: Live, sent: range) -> bool:
+    return live.online(["counts:newest"], 2)["newest"] == [sent[0], sent[1]]
 
 
 def test_a_stream_on_flink_that_has_never_run_may_begin_with_what_comes(live: Live) -> None:
