@@ -356,6 +356,10 @@ class FeatureStore(Directory):
         catalog = self._bind(after, self._schema_of, locations)
         for uri in (self.settings.online_store, *self._own_stores(catalog).values()):
             check_online_store(uri)
+        for name, rows in catalog.rows.items():
+            known = before.rows.get(name)
+            if rows.streamed and (known is None or known.schema != rows.schema):
+                StreamLog(self.offline_store, name).check(rows.schema)
         warnings = [*warnings, *_not_written(catalog)]
         through = {(p.view, p.version): p.through for p in self.registry.all_progress()}
         stored = self._stored(before, self._bind_earlier(state, before), through)
