@@ -28,9 +28,18 @@ from feature_store.definitions.catalog import BoundOnDemand, BoundView, Catalog,
 from feature_store.definitions.difference import Node, Plan, Stored, bound_of, difference
 from feature_store.definitions.directory import Directory
 from feature_store.definitions.lineage import Edge, lineage
+from feature_store.definitions.places import locate
 from feature_store.definitions.serving import roles_after, served_after, serving_catalog
 from feature_store.definitions.tables import push_log, snapshots_path, stream_log, tables_of
-from feature_store.errors import InvalidInputError, Location, NotFoundError, SettingsError, UsageError, nearest
+from feature_store.errors import (
+    DefinitionError,
+    InvalidInputError,
+    Location,
+    NotFoundError,
+    SettingsError,
+    UsageError,
+    nearest,
+)
 from feature_store.expressions.instants import instant, to_iso
 from feature_store.expressions.relations import Rows
 from feature_store.materialization.backfill import Backfill
@@ -356,6 +365,8 @@ class FeatureStore(Directory):
         catalog = self._bind(after, self._schema_of, locations)
         for uri in (self.settings.online_store, *self._own_stores(catalog).values()):
             check_online_store(uri)
+        for bound in catalog.views.values():
+            self._check_engine(bound, locate(locations, bound.view, "engine"))
         for name, rows in catalog.rows.items():
             known = before.rows.get(name)
             if rows.streamed and (known is None or known.schema != rows.schema):
@@ -368,6 +379,25 @@ class FeatureStore(Directory):
         zone, now = self.settings.timezone, time.time_ns() // 1000
         roles = roles_after(before, catalog, state, complete, zone, now)
         return replace(plan, versions=roles, serving=served_after(state, roles)), catalog
+
+    def _check_engine(self, bound: BoundView, location: Location | None) -> None:
+        """`DefinitionError` where the engine of a view cannot do what is asked of it."""
+        name = bound.view.engine or self.settings.engine
+        place = self.settings.engine_place(name)
+        if not (place.is_embedded or place.is_spark):
+            raise DefinitionError(
+                f'{bound.view.title}: engine "{name}" at "{place.master}" computes no views from files and tables',
+                hint="Write engine: spark or local; what reads a topic is in the source: stream: {engine: flink}",
+                location=location,
+            )
+        table = next((rows for rows in bound.inputs if rows.table), None)
+        if table and not place.is_spark:
+            raise DefinitionError(
+                f'{bound.view.title}: engine "{name}" cannot read source "{table.name}", '
+                f"the metastore table {table.table}",
+                hint="Write engine: spark, or give the source a path",
+                location=location,
+            )
 
     def _stored(
         self, catalog: Catalog, earlier: Mapping[str, Catalog], through: Mapping[tuple[str, str], int | None]

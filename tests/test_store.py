@@ -9,7 +9,7 @@ import pytest
 
 from feature_store import Entity, FeatureService, FeatureStore, FeatureView, Field, OnDemandFeatureView, Source
 from feature_store.cli import run
-from feature_store.errors import NotFoundError, SettingsError
+from feature_store.errors import DefinitionError, NotFoundError, SettingsError
 
 AT = "2026-01-02T00:00:00Z"
 USER = Entity(name="user", join_key="user_id", type="INT64")
@@ -142,3 +142,13 @@ def test_logging_is_announced_as_not_there(store: FeatureStore, capsys: pytest.C
     assert f"warning: {text}" in capsys.readouterr().err
     assert run(["-c", str(store.root), "apply"]) == 0
     assert text in capsys.readouterr().err
+
+
+def test_what_an_engine_cannot_do_is_refused_at_apply(tmp_path: Path) -> None:
+    (tmp_path / "feature_store.yaml").write_text('project: p\nengines: {flink: "http://flink:8081"}\n')
+    (tmp_path / "users.csv").write_text(f"user_id,age,city,at\n1,10,Rome,{AT}\n")
+    store = FeatureStore(tmp_path)
+    with pytest.raises(DefinitionError, match='engine "flink" at "http://flink:8081" computes no views from files'):
+        store.apply([USER, USERS, PROFILE.model_copy(update={"engine": "flink"})])
+    assert store.list_feature_views() == []
+    store.close()
