@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _VIEWS = click.argument("views", metavar="[VIEW]...", nargs=-1)
 _SHOWN = ("source", "engine", "state", "workers", "lag_events", "lag_seconds", "events", "late", "bad", "error")
+_SHOWN_OF_JOBS = (*_SHOWN[:-1], "checkpoints", "restarts", "error")
 
 
 @command("start")
@@ -72,7 +73,8 @@ def status(invocation: Invocation, output: Output, views: tuple[str, ...]) -> No
     """
     streams = _streams(invocation)
     rows = streams.status(streams.started(views))
-    output.rows(rows, _SHOWN, empty="No source reads a topic. Write for example stream: {kafka: {topic: clicks}}")
+    shown = _SHOWN_OF_JOBS if any(row["job"] for row in rows) else _SHOWN
+    output.rows(rows, shown, empty="No source reads a topic. Write for example stream: {kafka: {topic: clicks}}")
 
 
 @command("bootstrap")

@@ -41,6 +41,7 @@ _BATCH = 5_000
 _GATHER_S = 0.005
 """Once there is a message, how long others are waited for that can share its round trips."""
 _LOOK_EVERY_S = 1.0
+_OLDEST_S = 2.0
 _RETRY_S = (0.2, 10.0)
 
 
@@ -82,6 +83,21 @@ class Topic:
                 start = max(start, at.offset)
                 if time.monotonic() - heard > TIMEOUT_S:
                     raise StoreUnavailableError(f"{self}: nothing came from partition {partition} at offset {start}")
+
+    def oldest(self, starts: Mapping[int, int]) -> int | None:
+        """When the first message of those from these offsets on was written, by partition, in microseconds; None where
+        none is read in time."""
+        few = {"auto.offset.reset": "earliest", "queued.min.messages": 1, "fetch.message.max.bytes": 65_536}
+        firsts: dict[int, int] = {}
+        until = time.monotonic() + _OLDEST_S
+        with self._failures(), closing(self._consumer("none", **few)) as consumer:
+            consumer.assign([TopicPartition(self.name, partition, at) for partition, at in starts.items()])
+            while len(firsts) < len(starts) and time.monotonic() < until:
+                if found := self._good(consumer.consume(100, 0.1)):
+                    messages = _messages(found)
+                    for partition, written in zip(messages.partitions, messages.produced, strict=True):
+                        firsts.setdefault(int(partition), int(written))
+        return min(firsts.values(), default=None)
 
     def create(self, partitions: int) -> None:
         """Make the topic, unless it is there, as the brokers' defaults say; `SourceError` if it may not be written."""

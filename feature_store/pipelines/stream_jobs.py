@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import yaml
 
 from feature_store.engines.flink import FlinkJobs, JobStatus, StreamJob
-from feature_store.engines.kafka import QUIET_S, DeadLetters
+from feature_store.engines.kafka import QUIET_S, DeadLetters, Topic
 from feature_store.engines.streams import Messages, TopicId
 from feature_store.errors import ConflictError, FeatureStoreError, NotFoundError, SourceError, StoreUnavailableError
 from feature_store.materialization.stream_log import StreamLog
@@ -34,7 +36,10 @@ _PARALLELISM = "parallelism.default"
 _SAVEPOINTS = "execution.checkpointing.savepoint-dir"
 _CHECKPOINTS = "execution.checkpointing.dir"
 _LEASE_S = 20.0
+_SUBMIT_S = 240.0
 _LOOK_EVERY_S = 2.0
+_BACKLOG = 5_000
+"""Batches so large say that more waits."""
 
 
 def open_worker(argument: str, name: str) -> _Worker:
@@ -55,36 +60,45 @@ class _Worker:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")
         self._store = FeatureStore(self._folder.name)
-        self._source, self._topic = told["source"], TopicId(*told["topic"])
-        self._heard_at = time.monotonic()
+        self._source, self._reads = told["source"], told["reads"]
+        self._topic, self._dead_letters = self._topics()
+        self._began_at = 0.0
         self._look()
-        topic = self._store.topic(self._source)
-        self._task = StreamTask(self._store, self._source, name, topic=self._topic, read=topic.read)
-        self._dead_letters = DeadLetters(dead_letters_of(self._store, self._source), topic)
+        identity = TopicId(*self._reads["topic"])
+        self._task = StreamTask(self._store, self._source, name, topic=identity, read=self._topic.read)
+        self._rejected = DeadLetters(self._dead_letters, self._topic)
 
     def handle(self, messages: Messages) -> None:
         """As `StreamTask.handle`; what it raises can be seen in the status, too."""
+        now = time.monotonic()
+        # Of a topic that is made anew nothing comes for a while: batches that follow each other at once are of the old
+        # one, unless there is a backlog.
+        quiet, self._began_at = now - self._began_at > QUIET_S, now
         try:
-            if (now := time.monotonic()) - self._looked_at > _LOOK_EVERY_S or now - self._heard_at > QUIET_S:
+            if quiet or now - self._looked_at > _LOOK_EVERY_S or len(messages) >= _BACKLOG:
                 with suppress(StoreUnavailableError):  # what came can be taken
                     self._look()
-            self._task.handle(messages, self._dead_letters.send)
-            self._heard_at = time.monotonic()
+            self._task.handle(messages, self._rejected.send)
         except FeatureStoreError as error:
             self._task.failing(error)
             raise
 
     def _look(self) -> None:
-        """An error where another topic is to be read than the job reads: by the definition, or as it was made anew.
-        Flink would read on at the old offsets."""
-        now = self._store.topic(self._source).identity
-        if now != self._topic:
-            was = "was deleted, and another one made of the same name" if now.name == self._topic.name else "was read"
-            raise SourceError(
-                f'topic "{self._topic.name}" {was}, and "{now.name}" is to be read now',
-                hint=f"Run: fs stream start {self._source}",
-            )
+        """An error where another topic is to be read than the job reads, by the definition or as it was made anew, or
+        dead letters go to another one. Flink would read on at the old offsets."""
         self._looked_at = time.monotonic()
+        known, reads = (self._topic, self._dead_letters), self._reads
+        names = [topic.name for topic in known]
+        if self._topics() != known or names != [reads["topic"][0], reads["dead_letters"]]:
+            what = f'source "{self._source}" reads another topic now, or has another one for dead letters'
+        elif self._topic.identity != TopicId(*reads["topic"]):
+            what = f"{self._topic} was deleted, and another one made of the same name"
+        else:
+            return
+        raise SourceError(what, hint=f"Run: fs stream start {self._source}")
+
+    def _topics(self) -> tuple[Topic, Topic]:
+        return self._store.topic(self._source), dead_letters_of(self._store, self._source)
 
     def close(self) -> None:
         """Lands what was taken."""
@@ -125,58 +139,82 @@ class FlinkStream:
 
     @property
     def is_current(self) -> bool:
-        """Whether the job reads the topic that is there now."""
-        return bool(self._state.job.get("topic") == [*astuple(self.store.topic(self.source).identity)])
+        """Whether the job reads what is to be read now."""
+        return bool(self._state.job.get("reads") == self._reads)
+
+    @property
+    def _reads(self) -> dict[str, Any]:
+        """What a job is to read, and where what it cannot take goes: where that changes, it is submitted anew."""
+        topic, schema = self.store.topic(self.source), "".join(self._schema().values())
+        return {
+            "topic": [*astuple(topic.identity)],
+            "brokers": topic.brokers,
+            "dead_letters": dead_letters_of(self.store, self.source).name,
+            "schema": sha256(schema.encode()).hexdigest() if schema else None,
+        }
 
     def start(self) -> str:
-        """Submit the job, unless it runs; its id. `ConflictError` where another is about to: two jobs would take the
-        topic from each other for good."""
-        leases = self.store.registry.leases
-        lease = leases.acquire(f"job {self.source}", this_holder(), _LEASE_S)
-        if lease is None:
-            raise ConflictError(
-                f'another process submits the job of "{self.source}" now', hint="See fs stream status, and try again"
-            )
-        with Heartbeat(leases, lease, _LEASE_S):
+        """Submit the job, unless it runs; its id. `ConflictError` where another is about to, as two jobs would take the
+        topic from each other for good, or where the stream was stopped meanwhile."""
+        with self._alone(0):
             return self._start()
 
     def _start(self) -> str:
         state = self._state
-        job = state.job.get("id")
-        topic = astuple(self.store.topic(self.source).identity)
-        is_other = tuple(state.job.get("topic", topic)) != topic
+        if not state.running:
+            raise ConflictError(f'the stream of "{self.source}" was stopped', hint="Run: fs stream start")
+        job, before, reads = state.job.get("id"), state.job.get("reads"), self._reads
         if job and self.runs:
-            if not is_other:
+            if before == reads:
                 return str(job)
             self.jobs.cancel(job)
             self.land()
         savepoint = state.job.get("savepoint") or (job and self.jobs.latest_checkpoint(job))
-        if is_other:
+        if before and before["topic"] != reads["topic"]:
             savepoint = None  # it would go on with the partitions of the topic before
-        started = self.jobs.start(self._job(topic), savepoint)
-        self._save(id=started, address=self.jobs.address, savepoint=None, topic=topic)
+        started = self.jobs.start(self._job(reads), savepoint)
+        self._save(id=started, address=self.jobs.address, savepoint=None, reads=reads)
         return started
 
     def stop(self) -> None:
-        """End the job with a savepoint; nothing happens where it has ended."""
-        if not self.runs:
-            return
-        job = self._state.job["id"]
-        default = (self._folder / "savepoints").as_uri() if self.is_embedded else None
-        self._save(savepoint=self.jobs.stop(job, self._conf.get(_SAVEPOINTS, default)))
+        """End the job with a savepoint; nothing happens where it has ended. It waits for one that is submitted now."""
+        with self._alone(_SUBMIT_S):
+            if not self.runs:
+                return
+            job = self._state.job["id"]
+            default = (self._folder / "savepoints").as_uri() if self.is_embedded else None
+            self._save(savepoint=self.jobs.stop(job, self._conf.get(_SAVEPOINTS, default)))
+
+    @contextmanager
+    def _alone(self, patience: float) -> Iterator[None]:
+        """While nobody else submits or stops the job; `ConflictError` where somebody does for so many seconds."""
+        leases, until = self.store.registry.leases, time.monotonic() + patience
+        while (lease := leases.acquire(f"job {self.source}", this_holder(), _LEASE_S)) is None:
+            if time.monotonic() >= until:
+                raise ConflictError(
+                    f'another process submits or stops the job of "{self.source}" now',
+                    hint="See fs stream status, and try again",
+                )
+            time.sleep(0.2)
+        with Heartbeat(leases, lease, _LEASE_S):
+            yield
 
     def land(self) -> None:
         """Land what workers took and did not land before their job ended: Flink does not wait for them. What cannot be
-        landed now, the next job's workers land."""
+        landed at once, the next job's workers land."""
         with suppress(FeatureStoreError):
-            read = self._state.job.get("topic")
-            topic = self.store.topic(self.source, read and read[0])
-            identity = topic.identity
-            if read != [*astuple(identity)] or StreamLog(self.store.offline_store, self.source).base(identity) is None:
+            reads = self._state.job.get("reads")
+            if reads is None or reads["brokers"] != self.store.topic(self.source).brokers:
                 return
-            task = StreamTask(self.store, self.source, this_holder(), topic=identity, read=topic.read)
+            topic, identity = self.store.topic(self.source, reads["topic"][0]), TopicId(*reads["topic"])
+            if topic.identity != identity or StreamLog(self.store.offline_store, self.source).base(identity) is None:
+                return
+            at_once = Event()
+            at_once.set()
+            task = StreamTask(self.store, self.source, this_holder(), topic=identity, read=topic.read, stop=at_once)
             try:
-                task.catch_up(topic.ranges())
+                letters = self.store.topic(self.source, reads["dead_letters"])
+                task.catch_up(topic.ranges(), DeadLetters(letters, topic).send)
             finally:
                 task.close()
 
@@ -209,7 +247,7 @@ class FlinkStream:
             except ConflictError:
                 continue
 
-    def _job(self, read: tuple[str, ...]) -> StreamJob:
+    def _job(self, reads: dict[str, Any]) -> StreamJob:
         topic, settings = self.store.topic(self.source), self.store.settings
         written = yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True), sort_keys=False)
         files = {"feature_store.yaml": written.replace("${", "$${"), **self._schema()}
@@ -219,7 +257,7 @@ class FlinkStream:
             brokers=topic.brokers,
             group=group_of(self.store, self.source),
             handler=_HANDLER,
-            argument=json.dumps({"source": self.source, "topic": read, "files": files}),
+            argument=json.dumps({"source": self.source, "reads": reads, "files": files}),
             begin=self._state.start,
             parallelism=int(self._conf.get(_PARALLELISM, 1)),
             conf=topic.conf,

@@ -51,6 +51,9 @@ T = TypeVar("T")
 Read = Callable[[int, int, int], Iterator[Messages]]
 """The messages of a partition from one offset to before another."""
 
+_TOLD: Reject = lambda messages, bad: None  # noqa: E731
+"""For what was rejected before."""
+
 
 def spare_collections() -> None:
     """Make garbage collection rare in a process that is a worker and nothing else: what it keeps is hundreds of
@@ -141,7 +144,7 @@ class StreamTask:
                 self._landing.drop([self._base + partition for partition in partitions])
                 self._writer.forget()
 
-    def handle(self, messages: Messages, reject: Reject = lambda messages, bad: None) -> Bad:
+    def handle(self, messages: Messages, reject: Reject = _TOLD) -> Bad:
         """Apply messages, and have them landed later. Those that were taken before are passed over; bad ones are
         rejected before the position moves past them. It waits while a store is away. `ConflictError` where another
         worker has taken over."""
@@ -154,13 +157,20 @@ class StreamTask:
                 raise ConflictError(self._deposed, hint="It begins again with what is its own")
             return bad
 
-    def catch_up(self, ranges: Mapping[int, tuple[int, int]]) -> None:
+    def catch_up(self, ranges: Mapping[int, tuple[int, int]], reject: Reject) -> None:
         """Take of partitions what is there after what is landed, no more than a worker before this one may have taken
-        and not landed."""
+        and not landed. Bad messages are rejected that no worker is known to have rejected."""
         with self._working:
+            known: dict[int, int] = {}
+            for worker in self._streams.workers(self.source):
+                for number, at in worker.positions.items():
+                    known[number] = max(at, known.get(number, at))
             for partition, (first, end) in ranges.items():
-                landed = self._take_up({partition: first}, {partition: first})[partition]
-                self._join(partition, min(end, landed + LAND_ROWS))
+                landed = self._patiently(lambda at={partition: first}: self._take_up(at, at))[partition]  # type: ignore[misc]
+                end = min(end, landed + LAND_ROWS)
+                told = max(min(end, known.get(self._base + partition, landed)), landed)
+                self._fill(partition, landed, told, _TOLD)
+                self._fill(partition, told, end, reject)
 
     def failing(self, error: FeatureStoreError | None, what: str = "taking") -> None:
         """What the worker waits for, to be seen in the status; None: nothing. Taking messages may go on while landing
@@ -186,7 +196,7 @@ class StreamTask:
 
     # Taking messages
 
-    def _take(self, messages: Messages, reject: Reject = lambda messages, bad: None) -> Bad:
+    def _take(self, messages: Messages, reject: Reject) -> Bad:
         positions = self._landing.positions
         numbers = messages.partitions + self._base
         taken = np.array([positions[part] for part in numbers.tolist()], np.int64)
@@ -197,7 +207,7 @@ class StreamTask:
         given, late, bad = self._patiently(lambda: self._apply(part))
         self._patiently(lambda: reject(part, bad))
         nexts = {self._base + partition: at for partition, at in part.nexts.items()}
-        self._tell(given.events, late, len(bad), int(part.produced.max()))
+        self._tell(given.events, late, len(bad))
         self._landing.add(given.events.table, given.partitions, given.offsets, nexts)
         if self._landing.rows >= LAND_ROWS:
             self._land_now.set()
@@ -246,20 +256,23 @@ class StreamTask:
     def _join(self, partition: int, first: int) -> None:
         """Take up a partition that the engine gives from `first` on: what is not landed before that is read again."""
         start = self._patiently(lambda: self._take_up({partition: first}, {partition: first}))[partition]
-        if start < first:
-            there = self._patiently(lambda: self._take_again(partition, start, first))
+        self._fill(partition, start, first, _TOLD)
+
+    def _fill(self, partition: int, start: int, end: int, reject: Reject) -> None:
+        """Take the messages between two offsets of a partition, as far as the topic still holds them."""
+        if start < end:
+            there = self._patiently(lambda: self._take_again(partition, start, end, reject))
             if there > start:
                 self._said = replace(self._said, lost=self._said.lost + there - start)
-            self._landing.skip({self._base + partition: first})
+            self._landing.skip({self._base + partition: end})
 
-    def _take_again(self, partition: int, start: int, end: int) -> int:
-        """Take the messages between two offsets; what is bad there was told before. Where those begin that the topic
-        still holds."""
+    def _take_again(self, partition: int, start: int, end: int, reject: Reject) -> int:
+        """Take the messages between two offsets. Where those begin that the topic still holds."""
         assert self._read is not None
         there = end
         for messages in self._read(partition, start, end):
             there = min(there, messages.firsts.get(partition, end))
-            self._take(messages)
+            self._take(messages, reject)
         return there
 
     def _take_up(self, starts: Mapping[int, int], of_topic: Mapping[int, int]) -> dict[int, int]:
@@ -274,7 +287,7 @@ class StreamTask:
         self._look_again()
         return {partition: landed[self._base + partition] for partition in starts}
 
-    def _tell(self, events: Events, late: int, bad: int, produced: int) -> None:
+    def _tell(self, events: Events, late: int, bad: int) -> None:
         said, times = self._said, events.times
         newest = [at for at in (said.newest, int(times.max()) if len(times) else None) if at is not None]
         self._said = replace(
@@ -283,7 +296,6 @@ class StreamTask:
             late=said.late + late,
             bad=said.bad + bad,
             newest=max(newest, default=None),
-            produced=produced,
         )
 
     # What changes meanwhile

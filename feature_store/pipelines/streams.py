@@ -92,10 +92,17 @@ class Streams:
     # Start and stop
 
     def want(self, source: str, running: bool, start: str | None = None) -> StreamState:
-        """Say in the registry that a stream is to run, or not."""
+        """Say in the registry that a stream is to run, or not. `ConflictError` where it runs on another engine than is
+        wanted now."""
         streams = self.store.registry.streams
         while True:
             known = streams.get(source) or StreamState(source, self.engine_of(source), False)
+            if running and known.engine != self.engine_of(source) and self._runs(source):
+                raise ConflictError(
+                    f'the stream of "{source}" runs with engine {known.engine}, and is to run with '
+                    f"{self.engine_of(source)} now",
+                    hint=f"Run: fs stream stop {source}; fs stream start {source}",
+                )
             wanted = replace(
                 known,
                 running=running,
@@ -159,7 +166,7 @@ class Streams:
                     hint="fs stream status says what it waits for",
                 )
             time.sleep(_LOOK_EVERY_S)
-        if state.engine == FLINK and not self._flink(source).is_embedded:
+        if state.engine == FLINK:
             self._flink(source).land()
         self.store.registry.streams.sweep(source, SILENT)
 
@@ -310,9 +317,9 @@ class Streams:
         state, workers = streams.get(source), streams.workers(source)
         alive = [worker for worker in workers if worker.silent < SILENT]
         errors = [worker.error for worker in alive if worker.error]
-        lag = None
+        lag = seconds = None
         try:
-            lag = self._lag(source, alive)
+            lag, seconds = self._lag(source, alive)
         except FeatureStoreError as error:
             errors.append(str(error))
         reads = source in self.sources()
@@ -328,7 +335,7 @@ class Streams:
             "state": _state(state, bool(alive) or (job is not None and job.state == _RUNNING), errors),
             "workers": len(alive),
             "lag_events": lag,
-            "lag_seconds": _age(lag, alive),
+            "lag_seconds": seconds,
             "newest_event": None if newest is None else to_iso(newest),
             "events": sum(worker.events for worker in alive),
             "late": sum(worker.late for worker in alive),
@@ -344,17 +351,21 @@ class Streams:
             "checkpoint": _shown(job.checkpoint) if job else None,
         }
 
-    def _lag(self, source: str, alive: Sequence[StreamWorker]) -> int:
-        """Messages of the topic that wait: behind what workers took, or else behind the log."""
+    def _lag(self, source: str, alive: Sequence[StreamWorker]) -> tuple[int, float | None]:
+        """Messages of the topic that wait, behind what workers took, or else behind the log; and for how long the first
+        of them has waited, in seconds, None where it could not be read in time."""
         topic, log = self.store.topic(source), StreamLog(self.store.offline_store, source)
         ranges, base = topic.ranges(), log.base(topic.identity)
-        if base is None:
-            return sum(end - first for first, end in ranges.values())
-        ranges = {base + partition: range_ for partition, range_ in ranges.items()}
-        reached = log.position_of(ranges)
-        for worker in alive:
+        reached = {} if base is None else log.position_of([base + partition for partition in ranges])
+        for worker in alive if base is not None else ():
             reached |= {partition: max(at, reached.get(partition, 0)) for partition, at in worker.positions.items()}
-        return sum(max(end - max(reached.get(part, first), first), 0) for part, (first, end) in ranges.items())
+        nexts = {part: max(reached.get((base or 0) + part, first), first) for part, (first, _) in ranges.items()}
+        waiting = {part: ranges[part][1] - at for part, at in nexts.items() if at < ranges[part][1]}
+        if not waiting:
+            return 0, 0.0
+        oldest = topic.oldest({part: nexts[part] for part in waiting})
+        seconds = None if oldest is None else round(max(time.time() - oldest / SECOND, 0.0), 3)
+        return sum(waiting.values()), seconds
 
     # A view's past
 
@@ -388,14 +399,6 @@ def _state(state: StreamState | None, works: bool, errors: Sequence[str]) -> str
     if not works:
         return "no worker"
     return "failing" if errors else "running"
-
-
-def _age(lag: int | None, alive: Sequence[StreamWorker]) -> float | None:
-    """How long ago the last message was written that was taken, in seconds, while others wait."""
-    taken = [worker.produced for worker in alive if worker.produced is not None]
-    if lag == 0:
-        return 0.0
-    return round(max(time.time() - min(taken) / SECOND, 0.0), 3) if lag and taken else None
 
 
 def _shown(checkpoint: Checkpoint | None) -> dict[str, Any] | None:

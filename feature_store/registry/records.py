@@ -232,8 +232,8 @@ class StreamWorker:
     holds, kept offline only), bad ones (in the dead-letter topic), those `lost` because the topic did not hold them any
     more, and the newest event time (microseconds).
 
-    `positions` are the next offsets by partition; `produced` is when the last message that it took was written.
-    `error` is what it waits for. `silent` is for how long it was not heard of (microseconds)."""
+    `positions` are the next offsets by partition, `error` is what it waits for, `silent` says for how long it was not
+    heard of (microseconds)."""
 
     source: str
     name: str
@@ -243,7 +243,6 @@ class StreamWorker:
     lost: int = 0
     newest: int | None = None
     positions: Mapping[int, int] = field(default_factory=dict)
-    produced: int | None = None
     error: str | None = None
     silent: int = 0
 

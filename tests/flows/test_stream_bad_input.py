@@ -381,13 +381,22 @@ def test_commands_on_what_runs_does_not_run_or_is_not_there(live: Live) -> None:
         line = fs(root, "stream", command, "still", code=1)
         assert 'source "files" reads no topic. Write in its definition stream: {kafka: {topic: NAME}}' in line
     assert (status(live)["state"], status(live)["workers"], status(live)["lag_events"]) == ("stopped", 0, 0)
+    assert status(live)["lag_seconds"] == 0
+    before = time.time()
     live.send(made(10, 2, [MINUTE]))
+    after = time.time()
     assert status(live)["lag_events"] == 10
+    until(lambda: time.time() > after + 1)
+    assert time.time() - after - 1 < status(live)["lag_seconds"] < time.time() - before + 0.001
     try:
         assert "runs as process" in fs(root, "stream", "start", "counts")
         assert "runs already" in fs(root, "stream", "start", "clicks", "latest")
         until(live.caught_up)
         assert status(live)["workers"] == 1
+        views.write_text(views.read_text().replace("engine: kafka", "engine: flink"))
+        live.store.apply()
+        line = fs(root, "stream", "start", code=1)
+        assert 'the stream of "clicks" runs with engine kafka, and is to run with flink now' in line
     finally:
         fs(root, "stream", "stop")
     assert (status(live)["state"], status(live)["workers"], status(live)["lag_events"]) == ("stopped", 0, 0)

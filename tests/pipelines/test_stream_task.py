@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from feature_store import FeatureStore
-from feature_store.engines.streams import Messages, TopicId
+from feature_store.engines.streams import Bad, Messages, TopicId
+from feature_store.errors import StoreUnavailableError
 from feature_store.expressions.instants import to_datetime
 from feature_store.pipelines.stream_task import LAND_ROWS, StreamTask
 from tests.live import until
@@ -70,6 +73,45 @@ def test_what_keeps_rows_from_landing_is_said_until_they_land(store: FeatureStor
     spoilt.unlink()
     task.handle(clicks(1, start=LAND_ROWS + 1))
     until(lambda: said(store) is None)
+    task.close()
+
+
+def test_what_a_worker_left_is_landed_and_bad_messages_are_told_once(store: FeatureStore) -> None:
+    """A worker took four messages, of which one was bad, and landed none; two more came meanwhile, one of them bad."""
+    good, bad = clicks(1).values[0], b"not JSON"
+    messages = Messages.of([good, bad, good, good, good, bad], 0, 0, time.time_ns() // 1000)
+    first = StreamTask(store, "clicks", "first", topic=TopicId("clicks", "1"))
+    first.handle(messages.take(np.arange(4)))
+    until(lambda: store.registry.streams.workers("clicks")[0].positions == {0: 4})
+    first.abandon()
+    told: list[int] = []
+
+    def between(partition: int, start: int, end: int) -> Iterator[Messages]:
+        yield messages.take(np.flatnonzero((messages.offsets >= start) & (messages.offsets < end)))
+
+    def reject(of: Messages, which: Bad) -> None:
+        told.extend(int(of.offsets[at]) for at, _ in which)
+
+    last = StreamTask(store, "clicks", "last", topic=TopicId("clicks", "1"), read=between)
+    last.catch_up({0: (0, 6)}, reject)
+    last.close()
+    assert told == [5]
+    assert store.offline_store.read("stream/clicks").num_rows == 4
+    assert store.get_online_features(["counts:n"], [{"user_id": 1}]).to_dict()["n"] == [4]
+
+
+def test_catching_up_waits_for_no_store(store: FeatureStore) -> None:
+    def between(partition: int, start: int, end: int) -> Iterator[Messages]:
+        raise StoreUnavailableError("the brokers are away")
+
+    at_once = threading.Event()
+    at_once.set()
+    first = StreamTask(store, "clicks", "first", topic=TopicId("clicks", "1"))
+    first.handle(clicks(1))
+    first.abandon()
+    task = StreamTask(store, "clicks", "last", topic=TopicId("clicks", "1"), read=between, stop=at_once)
+    with pytest.raises(StoreUnavailableError, match="the brokers are away"):
+        task.catch_up({0: (0, 6)}, lambda messages, bad: None)
     task.close()
 
 

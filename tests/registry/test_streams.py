@@ -51,9 +51,9 @@ def test_workers_are_heard_of_until_their_stream_is_forgotten(registry: Registry
     streams = registry.streams
     streams.save(StreamState("clicks", "kafka", True))
     streams.beat(StreamWorker("clicks", "w", events=1))
-    streams.beat(StreamWorker("clicks", "w", events=7, late=2, newest=3, positions={0: 5}, produced=9))
+    streams.beat(StreamWorker("clicks", "w", events=7, late=2, newest=3, positions={0: 5}))
     (worker,) = streams.workers("clicks")
-    heard = StreamWorker("clicks", "w", events=7, late=2, newest=3, positions={0: 5}, produced=9)
+    heard = StreamWorker("clicks", "w", events=7, late=2, newest=3, positions={0: 5})
     assert replace(worker, silent=0) == heard and worker.silent >= 0
     streams.leave(worker)
     assert streams.workers("clicks") == []
