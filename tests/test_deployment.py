@@ -6,15 +6,19 @@ import re
 import shlex
 from contextlib import closing
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
+from zipfile import ZipFile
 
 import pytest
 import sqlalchemy
 import yaml
 
+from feature_store.definitions import Source
+from feature_store.definitions.files import load_file
 from feature_store.settings import Settings, load_settings
 from tests.servers import FlinkCluster, HBaseServer, KafkaServer, RedisServer
 
@@ -85,6 +89,15 @@ def test_redis_is_the_version_that_is_tested(redis_server: RedisServer) -> None:
     assert re.match(r"redis:(\d+\.\d+)", SERVICES["redis"]["image"])[1] == ".".join(tested.split(".")[:2])  # type: ignore[index]
 
 
+def test_redis_keeps_what_it_acknowledged_as_in_the_tests() -> None:
+    given = shlex.split(SERVICES["redis"]["command"])
+    options = dict(zip(given[1::2], given[2::2], strict=True))
+    with closing(RedisServer(durable=True).start()) as server, server.client() as client:
+        tested = {f"--{name}": value for name, value in client.config_get("append*").items()}
+    assert options.items() <= tested.items()
+    assert options.keys() >= {"--appendonly", "--appendfsync"}
+
+
 def test_postgresql_is_the_version_that_is_tested(postgres_url: str) -> None:
     engine = sqlalchemy.create_engine(postgres_url.replace("postgresql:", "postgresql+psycopg:"))
     with engine.connect() as connection:
@@ -112,6 +125,29 @@ def test_hbase_runs_the_jars_and_settings_of_the_tests(hbase_server: HBaseServer
     tested = {name: str(value) for name, value in hbase_server.settings(name).items()}
     assert settings.keys() == tested.keys()
     assert {name for name in settings if settings[name] != tested[name]} <= PLACES
+
+
+def test_hbase_and_spark_run_the_programs_of_the_tests(hbase_server: HBaseServer) -> None:
+    for service, name in (("hbase", "master"), ("hbase-thrift", "thrift")):
+        assert shlex.split(SERVICES[service]["command"])[-2:] == hbase_server.program(name)
+    home = Path(next(iter(find_spec("pyspark").submodule_search_locations)))  # type: ignore[union-attr, arg-type]
+    (jar,) = (home / "jars").glob("spark-core_*.jar")
+    with ZipFile(jar) as classes:
+        for service in ("spark-master", "spark-worker"):
+            program, name = SERVICES[service]["entrypoint"]
+            assert (home / "bin" / program).exists()
+            assert f"{name.replace('.', '/')}.class" in classes.namelist()
+
+
+def test_the_data_of_the_repository_is_shared_and_may_be_written() -> None:
+    mounts = dict(each.rsplit(":", 1)[::-1] for each in OURS["volumes"])
+    assert mounts["/repo/data"] in COMPOSE["volumes"]
+    (made,) = [line for line in dockerfile("Dockerfile") if line[:2] == ["RUN", "useradd"]]
+    assert "/repo/data" in made and made[made.index("chown") + 1 :][:3] == ["-R", "feature_store", "/repo"]
+    sources = load_file(CLUSTER.parent / "features" / "events.yaml", "events.yaml")
+    paths = [located[0].path for located in sources if isinstance(located[0], Source)]
+    assert paths and all(path.startswith("data/") for path in paths if path)
+    assert load_settings(CLUSTER, Path("/repo")).offline_store == "/repo/data/offline"
 
 
 def test_kafka_runs_the_version_and_settings_of_the_tests() -> None:

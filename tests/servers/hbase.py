@@ -50,6 +50,10 @@ class HBaseServer:
         """What "master", "thrift" or "admin" runs with."""
         return self._confs[name]
 
+    def program(self, name: str) -> list[str]:
+        """The class that "master", "thrift" or "admin" runs, and what it is told."""
+        return self._processes[name].program
+
     @property
     def admin(self) -> str:
         """Where the Thrift 2 gateway is, for a URI's `admin`."""

@@ -19,7 +19,8 @@ class JavaProcess:
 
     def __init__(self, main: str, jars: Path, conf: Path, log: Path, heap: int, *arguments: str) -> None:
         memory = ["-Xms32m", f"-Xmx{heap}m", *SMALL.split()]
-        self._command = [java(), *memory, "-cp", f"{conf}:{jars}/*", main, *arguments]
+        self.program = [main, *arguments]
+        self._command = [java(), *memory, "-cp", f"{conf}:{jars}/*", *self.program]
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 
