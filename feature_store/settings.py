@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
@@ -69,10 +69,28 @@ class Limits(BaseModel):
     """Entity rows in one online request."""
     max_body_mb: float = Field(default=8, gt=0)
     """MiB of one HTTP request's body."""
+    requests_per_s: float | None = Field(default=None, gt=0)
+    """Requests of each of `clients` that names no rate of its own, or of all where there are no clients, that a worker
+    of the HTTP service answers in a second; None: all."""
     memory: str | None = Field(default=None, pattern=r"^\d+(\.\d+)?\s*(KB|MB|GB|TB|KiB|MiB|GiB|TiB)$")
     """What the local engine may use, for example 4GB; the rest spills to disk. None: the engine's own default."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of the local engine; None: one a core."""
+
+
+READ: Final = "read"
+WRITE: Final = "write"
+
+
+class Client(BaseModel):
+    """Who asks the HTTP service: the token that its requests carry, what it may do (write: push and materialize), and
+    how often a second."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    token: str = Field(min_length=16, repr=False)
+    may: tuple[Literal["read", "write"], ...] = Field(default=(READ,), min_length=1)
+    requests_per_s: float | None = Field(default=None, gt=0)
 
 
 class EnginePlace(BaseModel):
@@ -137,6 +155,14 @@ class KafkaPlace(BaseModel):
         return _texts(self.conf)
 
 
+def _distinct(clients: dict[str, Client]) -> dict[str, Client]:
+    tokens: dict[str, str] = {}
+    for name, client in clients.items():
+        if (other := tokens.setdefault(client.token, name)) != name:
+            raise ValueError(f'clients "{other}" and "{name}" have the same token')
+    return clients
+
+
 _TEXT, _MAPPING = "text", "mapping"
 _Place = Annotated[
     Annotated[str, Tag(_TEXT)] | Annotated[EnginePlace, Tag(_MAPPING)],
@@ -160,6 +186,7 @@ class Settings(BaseModel):
     aliases: dict[str, str] = {}
     timezone: Annotated[str, AfterValidator(_timezone)] = "UTC"
     limits: Limits = Limits()
+    clients: Annotated[dict[str, Client], AfterValidator(_distinct)] = {}
 
     def engine_place(self, name: str) -> EnginePlace:
         """Where the engine of a name runs; one that is not among `engines` is embedded."""

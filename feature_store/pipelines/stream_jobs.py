@@ -248,7 +248,8 @@ class FlinkStream:
                 continue
 
     def _job(self, reads: dict[str, Any]) -> StreamJob:
-        topic, settings = self.store.topic(self.source), self.store.settings
+        topic = self.store.topic(self.source)
+        settings = self.store.settings.model_copy(update={"clients": {}})  # whose tokens are no business of Flink's
         written = yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True), sort_keys=False)
         files = {"feature_store.yaml": written.replace("${", "$${"), **self._schema()}
         return StreamJob(

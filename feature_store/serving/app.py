@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,21 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from feature_store.errors import FeatureStoreError
+from feature_store.errors import FeatureStoreError, TooLargeError
 from feature_store.serving.current import Current
-from feature_store.serving.exchange import AccessLog, Headers, Message, Receive, Scope, Send, json_object, read_body
+from feature_store.serving.exchange import (
+    AccessLog,
+    ClientGone,
+    Headers,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    json_object,
+    read_body,
+)
 from feature_store.serving.failures import describe, error_body
+from feature_store.serving.gate import Gate
 from feature_store.serving.metrics import CONTENT_TYPE, Metrics
 from feature_store.serving.online import PATH, OnlineRoute
 from feature_store.serving.reads import Reads
@@ -52,7 +63,7 @@ _ROUTES = frozenset(
     {"/push", "/write-to-online-store", "/materialize", "/materialize-incremental", "/health", "/metrics"}
 )
 _FAILURES: dict[int | str, dict[str, Any]] = {
-    status: {"model": FailureAnswer} for status in (400, 404, 409, 413, 422, 503)
+    status: {"model": FailureAnswer} for status in (400, 401, 403, 404, 409, 413, 422, 429, 503)
 }
 
 
@@ -74,8 +85,10 @@ class Service(FastAPI):
         self.reads = Reads(self.counters)
         self.tiers = Tiers(lambda: reader or store.online_store, self.counters, log)
         self.current = Current(store, self.counters, log, reader, self.tiers)
-        self.most_bytes = int(store.settings.limits.max_body_mb * 2**20)
-        self.online_route = OnlineRoute(self.current, self.reads, self.counters, log, self.most_bytes)
+        clients, limits = store.settings.clients, store.settings.limits
+        self.most_bytes = int(limits.max_body_mb * 2**20)
+        self.gate = Gate(clients, limits.requests_per_s) if clients or limits.requests_per_s else None
+        self.online_route = OnlineRoute(self.current, self.reads, self.counters, log, self.most_bytes, self.gate)
         # Long work does not take the threads that short writes need.
         self.writers = ThreadPoolExecutor(8, thread_name_prefix="write")
         self.materializers = ThreadPoolExecutor(2, thread_name_prefix="materialize")
@@ -103,13 +116,26 @@ class Service(FastAPI):
             await send(message)
 
         try:
-            await super().__call__(scope, receive, tagged)
+            try:
+                if self.gate:
+                    self.gate.check(scope)
+            except FeatureStoreError as error:
+                await self._refused(error, headers, receive, tagged)
+            else:
+                await super().__call__(scope, receive, tagged)
         finally:
             seconds = time.perf_counter() - began
             path = scope["path"] if scope["path"] in _ROUTES else "other"
             self.counters.request(path, status, seconds)
             quoted = orjson.dumps(scope["path"].encode(errors="replace").decode())[1:-1].decode()
             self.log.request(headers.request_id, _method(scope), quoted, status, seconds, scope.get("client"))
+
+    async def _refused(self, error: FeatureStoreError, headers: Headers, receive: Receive, send: Send) -> None:
+        """The answer to a request that nobody looks at. Its body is read, so that the client reads the answer."""
+        with suppress(ClientGone, TooLargeError):
+            await read_body(receive, headers.length, self.most_bytes)
+        answer = _described(error)
+        await answer({"type": "http"}, receive, send)
 
 
 def _method(scope: Scope) -> str:
@@ -270,6 +296,10 @@ def _body(model: type[BaseModel]) -> dict[str, Any]:
 
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, FeatureStoreError)
+    return _described(error)
+
+
+def _described(error: FeatureStoreError) -> Response:
     status, body, extra = describe(error)
     headers = {name.decode(): value.decode() for name, value in extra}
     return Response(body, status, headers, media_type="application/json")

@@ -20,6 +20,36 @@ from feature_store.errors import (
 RETRY_AFTER = b"1"
 """Seconds after which a client may try a store again that could not be reached."""
 
+
+class MalformedError(UsageError):
+    """The body is not JSON, or not an object."""
+
+    code = "MALFORMED"
+
+
+class UnauthenticatedError(UsageError):
+    """The request says of no client that it knows that it is from it."""
+
+    code = "UNAUTHENTICATED"
+
+
+class ForbiddenError(UsageError):
+    """The client may not ask this."""
+
+    code = "FORBIDDEN"
+
+
+class TooManyRequestsError(UsageError):
+    """The client asks too often; `wait` is in how many seconds it may ask again."""
+
+    code = "TOO_MANY_REQUESTS"
+
+    def __init__(self, name: str, rate: float, wait: int) -> None:
+        who = f'client "{name}" asks' if name else "clients ask"
+        super().__init__(f"{who} more than {rate:g} times a second", hint=f"Try again in {wait} s")
+        self.wait = wait
+
+
 _STATUS: tuple[tuple[type[FeatureStoreError], int], ...] = (
     (TooLargeError, 413),
     (InvalidInputError, 422),
@@ -27,16 +57,13 @@ _STATUS: tuple[tuple[type[FeatureStoreError], int], ...] = (
     (ConflictError, 409),
     (DestructiveChangeError, 409),
     (DefinitionError, 422),
+    (UnauthenticatedError, 401),
+    (ForbiddenError, 403),
+    (TooManyRequestsError, 429),
     (UsageError, 400),
     (StoreUnavailableError, 503),
     (SourceError, 503),
 )
-
-
-class MalformedError(UsageError):
-    """The body is not JSON, or not an object."""
-
-    code = "MALFORMED"
 
 
 def http_status(error: FeatureStoreError) -> int:
@@ -58,4 +85,8 @@ def describe(error: FeatureStoreError) -> tuple[int, bytes, list[tuple[bytes, by
     """Status, body and extra headers of the answer to an error."""
     status = http_status(error)
     headers = [(b"retry-after", RETRY_AFTER)] if status == 503 else []
+    if isinstance(error, TooManyRequestsError):
+        headers = [(b"retry-after", b"%d" % error.wait)]
+    if isinstance(error, UnauthenticatedError):
+        headers = [(b"www-authenticate", b"Bearer")]
     return status, error_body(error.code, error.message, error.hint), headers

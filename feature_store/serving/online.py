@@ -30,6 +30,7 @@ from feature_store.serving.exchange import (
     wrong_member,
 )
 from feature_store.serving.failures import describe, error_body
+from feature_store.serving.gate import Gate
 from feature_store.serving.metrics import Metrics
 from feature_store.serving.reads import Reads
 
@@ -80,8 +81,11 @@ def read_ask(body: dict[str, Any]) -> Ask:
 class OnlineRoute:
     """Answers POST /get-online-features as a bare ASGI application."""
 
-    def __init__(self, current: Current, reads: Reads, metrics: Metrics, log: AccessLog, most_bytes: int) -> None:
+    def __init__(
+        self, current: Current, reads: Reads, metrics: Metrics, log: AccessLog, most_bytes: int, gate: Gate | None
+    ) -> None:
         self._current = current
+        self._gate = gate
         self._reads = reads
         self._metrics = metrics
         self._log = log
@@ -95,7 +99,10 @@ class OnlineRoute:
         headers = Headers(scope)
         status, media, extra, note = 200, JSON, (), ""
         try:
-            body = json_object(await read_body(receive, headers.length, self._most_bytes))
+            content = await read_body(receive, headers.length, self._most_bytes)
+            if self._gate:
+                self._gate.check(scope)
+            body = json_object(content)
             arrow = ARROW in headers.accept
             payload, note = await self._answer(read_ask(body), arrow)
             media = ARROW if arrow else JSON

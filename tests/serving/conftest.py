@@ -101,10 +101,10 @@ class Served:
         return self.client.post("/get-online-features", json=body)
 
 
-def make_repo(folder: Path, online: str = "sqlite:///data/online.db") -> FeatureStore:
-    """A repository with two users, applied and materialized."""
+def make_repo(folder: Path, online: str = "sqlite:///data/online.db", more: str = "") -> FeatureStore:
+    """A repository with two users, applied and materialized; `more` settings."""
     (folder / "data").mkdir(parents=True)
-    (folder / "feature_store.yaml").write_text(SETTINGS.format(online=online))
+    (folder / "feature_store.yaml").write_text(SETTINGS.format(online=online) + more)
     (folder / "features.yaml").write_text(DEFINITIONS)
     write_rows(folder / "data/stats.parquet")
     store = FeatureStore(folder)
