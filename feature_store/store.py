@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -29,8 +29,8 @@ from feature_store.definitions.difference import Node, Plan, Stored, bound_of, d
 from feature_store.definitions.directory import Directory
 from feature_store.definitions.lineage import Edge, lineage
 from feature_store.definitions.places import locate
-from feature_store.definitions.serving import roles_after, served_after, serving_catalog
-from feature_store.definitions.tables import push_log, snapshots_path, stream_log, tables_of
+from feature_store.definitions.serving import VersionKey, roles_after, served_after, serving_catalog
+from feature_store.definitions.tables import epoch_table, push_log, snapshots_path, stream_log, tables_of
 from feature_store.errors import (
     DefinitionError,
     InvalidInputError,
@@ -373,9 +373,10 @@ class FeatureStore(Directory):
                 StreamLog(self.offline_store, name).check(rows.schema)
         warnings = [*warnings, *_not_written(catalog)]
         through = {(p.view, p.version): p.through for p in self.registry.all_progress()}
-        stored = self._stored(before, self._bind_earlier(state, before), through)
+        live = self._filled_live(before, catalog, through)
+        stored = self._stored(before, self._bind_earlier(state, before), through, live)
         plan = difference(before, catalog, stored=stored, serial=state.serial, warnings=warnings)
-        complete = {key for key, at in through.items() if at is not None}
+        complete = {key for key, at in through.items() if at is not None} | live
         zone, now = self.settings.timezone, time.time_ns() // 1000
         roles = roles_after(before, catalog, state, complete, zone, now)
         return replace(plan, versions=roles, serving=served_after(state, roles)), catalog
@@ -399,14 +400,38 @@ class FeatureStore(Directory):
                 location=location,
             )
 
+    def _filled_live(
+        self, before: Catalog, after: Catalog, through: Mapping[VersionKey, int | None]
+    ) -> frozenset[VersionKey]:
+        """The versions that `after` removes or replaces and that hold rows online without a run that ended: what was
+        pushed or streamed to them, of which only the store knows."""
+        kept = {(view.name, view.version) for view in after.views.values()}
+        asked = {
+            (view.name, view.version): view
+            for view in before.views.values()
+            if view.view.online and (view.name, view.version) not in kept
+        }
+        asked = {key: view for key, view in asked.items() if through.get(key) is None}
+        if asked:
+            self.refresh()  # it says where the tables of each view are
+        return frozenset(key for key, view in asked.items() if self._has_rows(view))
+
+    def _has_rows(self, bound: BoundView) -> bool:
+        tables = (table for table in tables_of(bound) if table != epoch_table(bound))
+        return any(batch.num_rows for table in tables for batch in self.online_store.scan(table))
+
     def _stored(
-        self, catalog: Catalog, earlier: Mapping[str, Catalog], through: Mapping[tuple[str, str], int | None]
+        self,
+        catalog: Catalog,
+        earlier: Mapping[str, Catalog],
+        through: Mapping[VersionKey, int | None],
+        live: Collection[VersionKey],
     ) -> dict[Node, Stored]:
-        """What holds data: materialized views, and sources with a push log."""
+        """What holds data: views that are materialized or hold `live` rows, and sources with a push log."""
         stored: dict[Node, Stored] = {
-            (FeatureView.kind, view.name): Stored(through=through[view.name, view.version])
-            for view in catalog.views.values()
-            if (view.name, view.version) in through
+            (FeatureView.kind, name): Stored(through=through.get((name, view.version)))
+            for name, view in catalog.views.items()
+            if (name, view.version) in through or (name, view.version) in live
         }
         for name, then in earlier.items():
             at = through.get((name, then.views[name].version))

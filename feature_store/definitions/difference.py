@@ -26,23 +26,21 @@ Node = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What is stored for a view, or in the push log of a source; None where it is not known.
+    """That something is stored for a view, or in the push log of a source.
 
-    `through` is the instant (microseconds) up to which it is materialized. `holds` is what was settled about the
-    version that is stored, where that is not the applied one (as `bound_of` gives it).
+    `through` is the instant (microseconds) up to which it is materialized, None where no run was. `holds` is what was
+    settled about the version that is stored, where that is not the applied one (as `bound_of` gives it).
     """
 
-    rows: int | None = None
     through: int | None = None
     holds: Mapping[str, Any] | None = None
 
     def __str__(self) -> str:
-        rows = "stored rows" if self.rows is None else f"{self.rows:,} stored row{'' if self.rows == 1 else 's'}"
-        return f"{rows} up to {to_iso(self.through)}" if self.through is not None else rows
+        return "stored rows" if self.through is None else f"stored rows up to {to_iso(self.through)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; the time is ISO 8601."""
-        return {"rows": self.rows, "through": None if self.through is None else to_iso(self.through)}
+        return {"through": None if self.through is None else to_iso(self.through)}
 
 
 @dataclass(frozen=True, slots=True)

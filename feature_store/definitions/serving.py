@@ -26,8 +26,8 @@ def roles_after(
 ) -> dict[VersionKey, Version | None]:
     """The roles that versions get, or lose (None), when `after` is applied over `before`, the catalog of `state`.
 
-    A version that is `complete`, or was served until now, stays served while its successor is filled; one that never
-    was is retired at once. A view that goes away takes all its versions along.
+    A version that is `complete` (or holds what was pushed to it), or was served until now, stays served while its
+    successor is filled; one that never was is retired at once. A view that goes away takes all its versions along.
     """
     roles: dict[VersionKey, Version | None] = {}
     for name, old in before.views.items():

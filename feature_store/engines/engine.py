@@ -58,6 +58,9 @@ class Engine(Protocol):
     def inputs(self, rows: Rows) -> Mapping[str, str]:
         """What the rows are made of: each file (or commit) with a fingerprint that changes when it does."""
 
+    def earliest(self, rows: Rows) -> int | None:
+        """The first event time of the rows; None where there is none."""
+
     def latest(
         self, relation: LatestRow, start: int | None, until: int, touched: Collection[str] | None = None
     ) -> Computed:

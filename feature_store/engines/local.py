@@ -38,7 +38,7 @@ from feature_store.engines.facts import (
     snapshot_schema,
 )
 from feature_store.engines.files import csv_misfit, find_files
-from feature_store.engines.scans import Scan, listed, quoted, schema_of
+from feature_store.engines.scans import TIME, Scan, listed, quoted, schema_of
 from feature_store.engines.windows import Columns
 from feature_store.errors import FeatureStoreError, InvalidInputError, Location, SourceError, StoreUnavailableError
 from feature_store.expressions.queries import bind_query, render
@@ -111,6 +111,13 @@ class LocalEngine:
     def inputs(self, rows: Rows) -> Mapping[str, str]:
         with mapped(rows.name):
             return {name: mark for files in find_files(rows) for name, mark in files.fingerprints.items()}
+
+    def earliest(self, rows: Rows) -> int | None:
+        with self._session(rows.name) as session:
+            scan = Scan(session, rows)
+            scan.check_time()
+            found = session.execute(f"SELECT min({TIME}) FROM ({scan.select([], stamped=True)})").fetchall()[0][0]
+            return None if found is None else int(found)
 
     def latest(
         self, relation: LatestRow, start: int | None, until: int, touched: Collection[str] | None = None

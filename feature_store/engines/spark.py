@@ -215,6 +215,11 @@ class SparkEngine:
         """Rows of a source as a frame; as `Reader.frame_of`."""
         return self.reader.frame_of(rows, columns, **options)
 
+    def earliest(self, rows: Rows) -> int | None:
+        with mapped(rows.name):
+            found = self.frame_of(rows, [], stamped=True).selectExpr(f"min({TIME})").collect()[0][0]
+            return None if found is None else int(found)
+
     def latest(
         self, relation: LatestRow, start: int | None, until: int, touched: Collection[str] | None = None
     ) -> SparkRows:

@@ -19,9 +19,9 @@ from feature_store.engines.engine import Engine
 from feature_store.errors import ConflictError
 from feature_store.expressions.relations import LatestRow
 from feature_store.materialization.batch import EPOCH, Materializer, Report, fingerprints, finish_between
-from feature_store.materialization.chunks import chunk_of, chunks_between
+from feature_store.materialization.chunks import chunks_between
 from feature_store.materialization.rollout import filling
-from feature_store.materialization.steps import SnapshotStep, Step
+from feature_store.materialization.steps import SnapshotStep, Step, chunk_of
 from feature_store.registry.leases import Heartbeat, this_holder
 from feature_store.registry.records import Chunk, Filling, Progress
 from feature_store.registry.registry import Registry

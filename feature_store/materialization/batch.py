@@ -38,10 +38,11 @@ from feature_store.materialization.steps import (
     SnapshotStep,
     Step,
     TileStep,
+    chunk_of,
     steps_between,
     steps_until,
 )
-from feature_store.registry.records import Progress
+from feature_store.registry.records import Chunk, Progress
 from feature_store.registry.registry import Registry
 from feature_store.storage.online import OnlineStore, Row, Table
 
@@ -62,6 +63,9 @@ _ATTEMPTS = 10
 
 EPOCH = "epoch of the online store"
 """Among the fingerprints of the inputs, because progress holds only where what was written still is."""
+
+BOUNDARY = "boundary of the stream"
+"""Among those of a run in flight: the rows before it are not all among the inputs."""
 
 
 class Materializer:
@@ -97,7 +101,9 @@ class Materializer:
         past = self.past(bound, epoch)
         if past.through is not None and not past.lost:
             end = max(end, past.through)  # what is late of the time in between is read now or, being known then, never
-        steps = steps_until(bound, end, past, inputs)
+        first = isinstance(bound.relation, LatestRow) and (past.through is None or past.lost)
+        earliest = engine.earliest(bound.inputs[0]) if first else None
+        steps = steps_until(bound, end, past, inputs, earliest)
         return self._run(bound, engine, steps, inputs | epoch, lambda p: _finish(p, end, inputs | epoch))
 
     def past(self, bound: BoundView, epoch: dict[str, str]) -> Past:
@@ -112,14 +118,15 @@ class Materializer:
     def _run(
         self, bound: BoundView, engine: Engine, steps: tuple[Step, ...], inputs: dict[str, str], finish: Change
     ) -> int:
-        finished = self._finished(bound, inputs)
+        running = inputs | _boundary(bound)
+        finished = self._finished(bound, running)
         rows = 0
         self._report(bound.name, 0, len(steps), rows)
         for index, step in enumerate(steps):
-            if _mark(step) not in finished:
+            if chunk_of(step) not in finished:
                 rows += self.step(bound, engine, step)
                 self.check_epoch(bound, inputs[EPOCH])
-                self.save(bound, lambda p, step=step: _with_step(p, step, inputs))  # type: ignore[misc]
+                self.save(bound, lambda p, step=step: _with_step(p, step, running))  # type: ignore[misc]
             self._report(bound.name, index + 1, len(steps), rows)
         self.save(bound, finish)
         return rows
@@ -141,7 +148,7 @@ class Materializer:
                 hint="Run it again: it starts over",
             )
 
-    def _finished(self, bound: BoundView, inputs: dict[str, str]) -> frozenset[tuple[int, int]]:
+    def _finished(self, bound: BoundView, inputs: dict[str, str]) -> frozenset[Chunk]:
         """The marks of the steps that an interrupted run finished over the same inputs."""
         progress = self.progress(bound)
         if progress.done and progress.running == inputs:
@@ -242,25 +249,18 @@ def fingerprints(bound: BoundView, engine: Engine) -> dict[str, str]:
     return counted_by_batch(bound.relation, found)
 
 
-def _mark(step: Step) -> tuple[int, int]:
-    """What identifies a finished step in the progress of a run that was interrupted. A snapshot kept is not yet one
-    that is published, too."""
-    match step:
-        case LatestStep(start, until, None):
-            return (-(2**62) if start is None else start, until)
-        case SnapshotStep(at, publish):
-            return (at, at + publish)
-        case _:
-            return (0, -1)
+def _boundary(bound: BoundView) -> dict[str, str]:
+    relation = bound.relation
+    if isinstance(relation, ScheduledQuery) or relation.rows.before is None:
+        return {}
+    return {BOUNDARY: str(relation.rows.before)}
 
 
-def _with_step(progress: Progress, step: Step, inputs: dict[str, str]) -> Progress:
-    mark = _mark(step)
+def _with_step(progress: Progress, step: Step, running: dict[str, str]) -> Progress:
     if isinstance(step, SnapshotStep):
         progress = replace(progress, snapshots=tuple(sorted({*progress.snapshots, step.at})))
-    if mark[1] < 0:
-        return progress
-    return replace(progress, done=tuple(sorted({*progress.done, mark})), running=inputs)
+    done = progress.done if progress.running == running else ()  # what another run did over other inputs is not done
+    return replace(progress, done=tuple(sorted({*done, chunk_of(step)})), running=running)
 
 
 def _finish(progress: Progress, end: int, inputs: dict[str, str]) -> Progress:

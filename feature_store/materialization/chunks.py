@@ -6,15 +6,12 @@ run again, up to a later now, finds what it did before; and days are what source
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
 from itertools import pairwise
 
 from feature_store.definitions.catalog import BoundView
 from feature_store.expressions.instants import DAY
 from feature_store.expressions.relations import LatestRow
-from feature_store.materialization.steps import LatestStep, Past, SnapshotStep, Step, TileStep, steps_between
-from feature_store.registry.records import Chunk
+from feature_store.materialization.steps import LatestStep, Past, Step, edges, parts, whole_between
 
 MOST_CHUNKS = 64
 
@@ -23,37 +20,8 @@ def chunks_between(bound: BoundView, start: int, end: int, past: Past | None = N
     """The steps of a backfill of [start, end], which may be done in any order, or at the same time: rows by time, tiles
     by where they begin, snapshots by boundary."""
     if isinstance(bound.relation, LatestRow):
-        edges = _edges(start, end, DAY)
-        inner = [LatestStep(since, until - 1) for since, until in pairwise(edges[:-1])]
-        return (*inner, LatestStep(edges[-2], end))
-    steps = steps_between(bound, start, end, past)
-    return tuple(part for step in steps for part in _parts(step))
-
-
-def chunk_of(step: Step) -> Chunk:
-    """What identifies a chunk. A snapshot that is kept is not yet one that is published, too."""
-    match step:
-        case LatestStep(start, until):
-            return (0, -(2**62) if start is None else start, until)
-        case TileStep(level, start, until):
-            return (level, -(2**62) if start is None else start, until)
-        case SnapshotStep(at, publish):
-            return (-1, at, at + publish)
-
-
-def _parts(step: Step) -> Iterator[Step]:
-    if not isinstance(step, TileStep) or step.start is None or step.start >= step.until:
-        yield step
-        return
-    for start, until in pairwise(_edges(step.start, step.until, step.level)):
-        yield replace(step, start=start, until=until)
-
-
-def _edges(start: int, end: int, unit: int) -> list[int]:
-    """`start`, then the multiples of a length that lie between, then `end`: at most `MOST_CHUNKS` pieces or so, of
-    whole units and, where these are shorter, of whole days."""
-    length = unit * -(-DAY // unit)
-    while (end - start) // length >= MOST_CHUNKS:
-        length *= 2
-    first = (start // length + 1) * length
-    return [start, *range(first, end, length), end]
+        at = edges(start, end, DAY, DAY, MOST_CHUNKS)
+        inner = [LatestStep(since, until - 1) for since, until in pairwise(at[:-1])]
+        return (*inner, LatestStep(at[-2], end))
+    steps = whole_between(bound, start, end, past)
+    return tuple(part for step in steps for part in parts(step, DAY, MOST_CHUNKS))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from zlib import crc32
 
 from feature_store.definitions.catalog import BoundView
 from feature_store.definitions.tables import is_snapshot
@@ -12,10 +13,12 @@ from feature_store.errors import InvalidInputError
 from feature_store.expressions.instants import DAY, to_iso
 from feature_store.expressions.relations import LatestRow, ScheduledQuery, Windows
 from feature_store.expressions.schedules import boundaries, boundary
+from feature_store.registry.records import Chunk
 
 MOST_CHUNKS = 16
 MOST_SNAPSHOTS = 5_000
 SHORTEST_CHUNK = 30 * DAY
+_BEFORE_ALL = -(2**62)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +80,14 @@ def steps_between(bound: BoundView, start: int, end: int, past: Past | None = No
     Windows that end in the range reach back beyond its start: their tiles from there are written, too, unless an
     earlier run wrote them.
     """
-    relation = bound.relation
-    if isinstance(relation, LatestRow):
+    if isinstance(bound.relation, LatestRow):
         return tuple(LatestStep(since, until) for since, until in chunks(start, end))
+    return tuple(part for step in whole_between(bound, start, end, past) for part in parts(step))
+
+
+def whole_between(bound: BoundView, start: int, end: int, past: Past | None = None) -> tuple[Step, ...]:
+    """The same of windows and queries, before they are parted: one step a length of tiles."""
+    relation = bound.relation
     if is_snapshot(bound):
         return _snapshots(relation, start, end)
     assert isinstance(relation, Windows)
@@ -87,8 +95,13 @@ def steps_between(bound: BoundView, start: int, end: int, past: Past | None = No
     return tuple(_tile_step(relation, level, start if adjoins else None, end) for level in relation.levels)
 
 
-def steps_until(bound: BoundView, end: int, past: Past, inputs: Mapping[str, str]) -> tuple[Step, ...]:
-    """The steps of an incremental run: what is new since the last one by time, and by changed inputs."""
+def steps_until(
+    bound: BoundView, end: int, past: Past, inputs: Mapping[str, str], earliest: int | None = None
+) -> tuple[Step, ...]:
+    """The steps of an incremental run: what is new since the last one by time, and by changed inputs.
+
+    `earliest` is the first event time there is; where it is not known, latest rows are loaded at once the first time.
+    """
     relation = bound.relation
     changed = changed_inputs(past.inputs or {}, inputs)
     if is_snapshot(bound):
@@ -99,13 +112,23 @@ def steps_until(bound: BoundView, end: int, past: Past, inputs: Mapping[str, str
         return ()
     if isinstance(relation, LatestRow):
         # Rows older than the ttl are loaded, too: a key that has only such a row is OUTSIDE_MAX_AGE, not NOT_FOUND.
-        steps: tuple[Step, ...] = (LatestStep(since, end),)
+        steps: tuple[Step, ...] = tuple(_latest_steps(since, end, earliest))
         return steps if since is None or not changed else (*steps, LatestStep(None, end, changed))
     assert isinstance(relation, Windows)
-    steps = tuple(_tile_step(relation, level, since, end) for level in relation.levels)
+    steps = tuple(part for level in relation.levels for part in parts(_tile_step(relation, level, since, end)))
     if since is None or not changed:
         return steps
     return (*steps, *(_tile_step(relation, level, None, end, changed) for level in relation.levels))
+
+
+def _latest_steps(since: int | None, end: int, earliest: int | None) -> Iterator[LatestStep]:
+    first = earliest if since is None else since
+    inner = edges(first, end, DAY, SHORTEST_CHUNK, MOST_CHUNKS)[1:-1] if first is not None and first < end else []
+    begin = since
+    for edge in inner:
+        yield LatestStep(begin, edge - 1)
+        begin = edge
+    yield LatestStep(begin, end)
 
 
 def _tile_step(
@@ -163,3 +186,46 @@ def chunks(start: int, end: int) -> list[tuple[int, int]]:
     length = max(SHORTEST_CHUNK, -(-(end - start) // MOST_CHUNKS))
     edges = [*range(start, end, length), end] if end > start else [start, end]
     return list(pairwise(edges))
+
+
+def parts(step: Step, shortest: int = SHORTEST_CHUNK, most: int = MOST_CHUNKS) -> Iterator[Step]:
+    """A step in pieces by time where it is one of tiles: each tile belongs to one of them. What changed inputs touch is
+    few keys, which are looked for in all rows: that is done once."""
+    if not isinstance(step, TileStep) or step.touched is not None or step.start is None or step.start >= step.until:
+        yield step
+        return
+    for start, until in pairwise(edges(step.start, step.until, step.level, shortest, most)):
+        yield replace(step, start=start, until=until)
+
+
+def edges(start: int, end: int, unit: int, shortest: int, most: int) -> list[int]:
+    """`start`, then the multiples of a length that lie between, then `end`: at most `most` pieces or so, of whole units
+    and, where these are shorter, of `shortest`. They stay where they are when the end moves, so that a run that goes on
+    up to a later now finds what was done before."""
+    length = unit * -(-shortest // unit)
+    while (end - start) // length >= most:
+        length *= 2
+    if end - start < 2 * length:
+        return [start, end]
+    first = (start // length + 1) * length
+    return [start, *range(first, end, length), end]
+
+
+def chunk_of(step: Step) -> Chunk:
+    """What identifies a step among those over the same inputs. A snapshot that is kept is not yet one that is
+    published, too; keys that inputs touch depend on what was read before, and so on which inputs those are."""
+    match step:
+        case LatestStep(start, until, None):
+            return (0, _BEFORE_ALL if start is None else start, until)
+        case TileStep(level, start, until, _, None):
+            return (level, _BEFORE_ALL if start is None else start, until)
+        case SnapshotStep(at, publish):
+            return (-1, at, at + publish)
+        case LatestStep(_, until, touched):
+            return (-2, _digest(touched), until)
+        case TileStep(level, _, until, _, touched):
+            return (-2 - level, _digest(touched), until)
+
+
+def _digest(names: frozenset[str] | None) -> int:
+    return crc32("\0".join(sorted(names or ())).encode())

@@ -86,13 +86,17 @@ class State:
         return next((record for record in self.records if record.kind == kind and record.name == name), None)
 
 
+Chunk = tuple[int, int, int]
+"""What identifies a step of a run, or a chunk of a backfill: hop (0 where there is none), start, end."""
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far one version of a view is materialized.
 
     Everything up to the instant `through` is online, of event times from `since` on (None: all there is). `inputs` are
-    the fingerprints of what was read for it; `done` are the steps finished (start, end) of a run still in flight over
-    the inputs `running`; `snapshots` the boundaries kept. `revision` is 0 for a record that was never saved, and moves
+    the fingerprints of what was read for it; `done` are the steps finished of a run still in flight over the inputs
+    `running`; `snapshots` the boundaries kept. `revision` is 0 for a record that was never saved, and moves
     by one with every save.
     """
 
@@ -101,7 +105,7 @@ class Progress:
     through: int | None = None
     since: int | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
-    done: tuple[tuple[int, int], ...] = ()
+    done: tuple[Chunk, ...] = ()
     running: Mapping[str, str] = field(default_factory=dict)
     snapshots: tuple[int, ...] = ()
     revision: int = 0
@@ -129,15 +133,11 @@ class Progress:
             through=data["through"],
             since=data.get("since"),  # releases before this one wrote none
             inputs=data["inputs"],
-            done=tuple((start, end) for start, end in data["done"]),
+            done=tuple((mark[0], mark[1], mark[2]) for mark in data["done"] if len(mark) == 3),  # once there were pairs
             running=data["running"],
             snapshots=tuple(data["snapshots"]),
             revision=revision,
         )
-
-
-Chunk = tuple[int, int, int]
-"""What identifies a chunk of a backfill: hop (0 where there is none), start, end."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,6 +192,23 @@ def test_data_is_not_dropped_unasked(fs: Shell) -> None:
     assert fs("apply") == 'Project "shop": nothing to change.\n'
 
 
+def test_rows_pushed_online_are_not_dropped_unasked(fs: Shell) -> None:
+    fs("apply")
+    more = fs.root / "more.csv"
+    more.write_text("user_id,price,at\n7,1.0,2026-01-03T10:00:00Z\n")
+    assert "clicks, online." in fs("push", "clicks", str(more))
+    whole = (fs.root / "features.yaml").read_text()
+    (fs.root / "features.yaml").write_text(PROFILE)
+    plan = fs("plan")
+    assert "- feature view behaviour" in plan
+    assert "    stored rows (destructive)" in plan
+    fs("apply", code=1)
+    assert 'this would remove feature view "behaviour" with stored rows' in fs.err
+    assert "--allow-destructive" in fs.err
+    (fs.root / "features.yaml").write_text(whole)
+    assert fs("apply") == 'Project "shop": nothing to change.\n'
+
+
 def test_a_wrong_definition_has_its_place_and_exit_code_2(fs: Shell) -> None:
     text = PROFILE.replace("source: users\n", "source: usres\n")
     (fs.root / "features.yaml").write_text(text)

@@ -113,6 +113,12 @@ class HistoryConformance:
         assert past["n"].to_pylist() == [1, None, None, None, 6, 7, None]
         assert past[EVENT_TIME].to_pylist() == [5, None, None, None, 6, 5, None]
 
+    def test_the_earliest_event_time(self, engine: Engine, tmp_path: Path) -> None:
+        made = events(random.Random(3), 60)
+        found = engine.earliest(source(write(tmp_path / "rows", made, 2)))
+        assert found == min(each.at for each in made if each.at is not None)
+        assert engine.earliest(source(write(tmp_path / "none", []))) is None
+
     def test_the_latest_rows_are_the_oracles(self, engine: Engine, tmp_path: Path) -> None:
         rng = random.Random(5)
         made = events(rng, 60)

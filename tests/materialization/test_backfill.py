@@ -18,8 +18,8 @@ from feature_store import FeatureStore
 from feature_store.errors import InvalidInputError, NotFoundError
 from feature_store.expressions.instants import DAY, instant
 from feature_store.expressions.relations import LatestRow, Rows, Windows
-from feature_store.materialization.chunks import MOST_CHUNKS, chunk_of, chunks_between
-from feature_store.materialization.steps import LatestStep, TileStep
+from feature_store.materialization.chunks import MOST_CHUNKS, chunks_between
+from feature_store.materialization.steps import LatestStep, TileStep, chunk_of
 from feature_store.storage.online import OnlineStore, Table
 from feature_store.types import INT64, TIMESTAMP, Schema
 from tests.flows.broken import DEFINITIONS, END, START, add, events, make, visible

@@ -10,6 +10,8 @@ import pytest
 
 from feature_store import FeatureStore
 from feature_store.expressions.instants import instant
+from feature_store.materialization.batch import _with_step
+from feature_store.materialization.steps import LatestStep, chunk_of
 
 DEFINITIONS = """
 entity: {name: user, join_key: user_id, type: INT64}
@@ -141,4 +143,20 @@ def test_a_missing_snapshot_is_computed_over_what_was_known_at_its_boundary(root
     assert (found, metadata["computed_snapshots"], metadata["hidden"]) == (3, {"queried": [boundary]}, {"queried": 2})
     store.materialize("2026-03-05T00:00:00Z", END)
     assert history(store, "2026-03-05T18:00:00Z", as_known=True)[0] == 5  # as it was served
+    store.close()
+
+
+def test_what_a_run_over_other_inputs_did_is_not_done(root: Path) -> None:
+    """Of two runs that are both killed, the one that began later has read a file more."""
+    store = applied(root, DAILY)
+    bound = store.catalog.views["other"]
+    materializer = store._materializer(None)
+    first, second = {"a": "1"}, {"a": "1", "b": "1"}
+    one, two = LatestStep(None, 1), LatestStep(2, 3)
+    materializer.save(bound, lambda p: _with_step(p, one, first))
+    materializer.save(bound, lambda p: _with_step(p, two, second))
+    kept = materializer.progress(bound)
+    assert (kept.done, kept.running) == ((chunk_of(two),), second)
+    materializer.save(bound, lambda p: _with_step(p, one, second))
+    assert set(materializer.progress(bound).done) == {chunk_of(one), chunk_of(two)}
     store.close()

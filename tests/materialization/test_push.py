@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from feature_store import FeatureStore
-from feature_store.errors import FeatureStoreError
+from feature_store.errors import DestructiveChangeError, FeatureStoreError
 from feature_store.expressions.instants import instant
 from feature_store.materialization.push import push_log
 
@@ -112,3 +112,50 @@ def test_projects_that_share_an_offline_store_keep_their_own_rows(tmp_path: Path
     assert list(lake.iterdir()) == []
     ours.close()
     theirs.close()
+
+
+HEAD, *_ = DEFINITIONS.partition("feature_views:")
+PLAIN, MOVING = "features: [{name: price, type: INT64}]", "aggregations: [{name: n7d, function: count, window: 7d}]"
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        HEAD.removesuffix("---\n"),
+        DEFINITIONS.replace(PLAIN, PLAIN.replace("INT64", "FLOAT64")).replace(MOVING, MOVING.replace("n7d", "n")),
+    ],
+    ids=["removed", "retyped"],
+)
+def test_rows_that_were_only_pushed_online_do_not_go_unasked(tmp_path: Path, after: str) -> None:
+    store = make(tmp_path / "pushed", DEFINITIONS)
+    definitions = tmp_path / "pushed/views.yaml"
+    definitions.write_text(after)
+    assert store.plan().destructive == (), "nothing is stored yet"
+    store.push("events", rows(7), to="online")
+    with pytest.raises(DestructiveChangeError) as caught:
+        store.apply()
+    for view in ("a_plain", "m_moving"):
+        assert f'feature view "{view}" with stored rows' in str(caught.value)
+    assert online(store) == {"user_id": [0], "price": [7], "n7d": [1]}
+    assert {change.name for change in store.plan().destructive} == {"a_plain", "m_moving"}
+    store.apply(allow_destructive=True)
+    assert store.plan().is_empty
+    store.close()
+
+
+def test_rows_that_were_only_pushed_online_are_served_until_a_changed_view_is_filled(tmp_path: Path) -> None:
+    """What was pushed before and is nowhere else is in no later version; what is pushed from now on is in both."""
+    store = make(tmp_path / "pushed", DEFINITIONS)
+    store.push("events", rows(7), to="online")
+    changed = DEFINITIONS.replace(PLAIN, PLAIN.replace("INT64", "INT64, expression: '-price'"))
+    (tmp_path / "pushed/views.yaml").write_text(changed.replace("window: 7d", "window: 7d, where: 'price > 7'"))
+    plan = store.apply()
+    assert plan.destructive == ()
+    assert plan.serving.keys() == {"a_plain", "m_moving"}
+    assert online(store) == {"user_id": [0], "price": [7], "n7d": [1]}
+    store.push("events", rows(8) | {"at": ["2026-03-01T13:00:00Z"]}, to="online")
+    assert online(store) == {"user_id": [0], "price": [8], "n7d": [2]}
+    for view in plan.serving:
+        store.backfill(view, "2026-03-01", "2026-03-02")
+    assert online(store) == {"user_id": [0], "price": [-8], "n7d": [1]}
+    store.close()

@@ -16,6 +16,7 @@ from feature_store.materialization.steps import (
     SnapshotStep,
     TileStep,
     changed_inputs,
+    chunk_of,
     chunks,
     newest_boundary,
     steps_between,
@@ -75,6 +76,56 @@ def test_tiles_that_no_window_can_reach_are_not_computed() -> None:
 def test_the_first_incremental_run_loads_everything() -> None:
     """Rows beyond the ttl as well: their keys are OUTSIDE_MAX_AGE, online as in history."""
     assert steps_until(latest(ttl=DAY), T, Past(), {"a": "1"}) == (LatestStep(None, T),)
+
+
+@pytest.mark.parametrize("days", [0, 1, 59, 60, 200, 400, 5_000])
+def test_the_first_incremental_run_is_parted_by_time(days: int) -> None:
+    """Whatever lies before the first row that is known of is in the first part."""
+    steps: Any = steps_until(latest(), T, Past(), {"a": "1"}, T - days * DAY - 1)
+    assert (steps[0].start, steps[-1].until) == (None, T)
+    assert all(earlier.until + 1 == later.start for earlier, later in pairwise(steps))
+    assert len(steps) == 1 if days < 60 else 2 <= len(steps) <= 17
+    again = steps_until(latest(), T + DAY, Past(), {"a": "1"}, T - days * DAY - 1)
+    assert {*map(chunk_of, steps[:-1])} <= {*map(chunk_of, again)}, "a later now finds what was done"
+
+
+def test_an_incremental_run_after_a_long_time_is_parted_too() -> None:
+    steps: Any = steps_until(latest(), T + 200 * DAY, Past(T, {"a": "1"}), {"a": "1"})
+    assert (steps[0].start, steps[-1].until) == (T, T + 200 * DAY)
+    assert len(steps) > 5
+    assert all(earlier.until + 1 == later.start for earlier, later in pairwise(steps))
+
+
+@pytest.mark.parametrize("past", [None, Past()])
+def test_tiles_of_long_windows_are_parted_by_time(past: Past | None) -> None:
+    """Each tile belongs to one part: it is written once, and whole."""
+    year = View(
+        Windows(
+            ROWS,
+            KEYS,
+            (Window("c1h", "count", INT64, HOUR, 5 * MINUTE), Window("c400d", "count", INT64, 400 * DAY, DAY)),
+        )
+    )
+    steps: Any = steps_between(year, T - DAY, T) if past is None else steps_until(year, T, past, {"a": "1"})
+    hour, *days = (step for step in steps if step.level in (5 * MINUTE, DAY))
+    assert hour == TileStep(5 * MINUTE, T - HOUR, T, T - HOUR)
+    assert 10 < len(days) <= 17
+    assert days[0].start == days[0].keep_from == T // DAY * DAY - 400 * DAY
+    assert days[-1].until == T
+    assert all(one.until == two.start and two.start % DAY == 0 for one, two in pairwise(days))
+    assert {step.keep_from for step in days} == {days[0].keep_from}
+
+
+def test_every_step_of_a_run_is_told_from_the_others() -> None:
+    past, inputs = Past(T - 100 * DAY, {"a": "1"}), {"a": "1", "late": "1"}
+    for view in (latest(), windows(None)):
+        steps = steps_until(view, T, past, inputs)
+        assert any(step.touched for step in steps)  # type: ignore[union-attr]
+        assert len({*map(chunk_of, steps)}) == len(steps)
+        other = steps_until(view, T, past, {"a": "1", "later": "1"})
+        differ = {*map(chunk_of, steps)} ^ {*map(chunk_of, other)}
+        touching = [step for step in (*steps, *other) if step.touched]  # type: ignore[union-attr]
+        assert differ == {*map(chunk_of, touching)}, "keys of other inputs are not those that were loaded"
 
 
 def test_an_incremental_run_loads_new_time_and_the_keys_of_changed_inputs() -> None:

@@ -122,7 +122,7 @@ def test_an_upgrade_keeps_what_the_registry_holds(url: str, engine: sa.Engine) -
         (1, {"name": "user"}, 10),
         (2, {"name": "user", "owner": "用户"}, 20),
     ]
-    expected = Progress("clicks", "v1", through=9, inputs={"f": "1"}, done=((0, 5),), snapshots=(7,), revision=3)
+    expected = Progress("clicks", "v1", through=9, inputs={"f": "1"}, snapshots=(7,), revision=3)  # its run begins anew
     assert registry.progress("clicks", "v1") == expected
     assert registry.commit([Change("create", "entity", "ad", {"name": "ad"})], 2) == 3
     registry.close()

@@ -125,7 +125,7 @@ def test_get_reads_a_definition_by_class_and_name(url: str) -> None:
 def test_progress_is_compared_and_set_by_revision(url: str) -> None:
     registry = opened(url, "ads")
     assert registry.progress("v", "1") is None
-    first = registry.save_progress(Progress("v", "1", through=10, inputs={"a.parquet": "x"}, done=((0, 5),)))
+    first = registry.save_progress(Progress("v", "1", through=10, inputs={"a.parquet": "x"}, done=((0, 0, 5),)))
     assert registry.progress("v", "1") == first
     assert first.revision == 1
     second = registry.save_progress(first)
