@@ -110,32 +110,44 @@ def aggregations(draw: st.DrawFn) -> Aggregation:
 
 entities = st.builds(Entity, join_key=names, type=st.sampled_from([Type(kind) for kind in KEY_KINDS]), **_common())
 _brokers = st.sampled_from([None, "localhost:9092", "SASL_SSL://a.b:1, [::1]:65535"])
+_topic_names = st.from_regex(r"[A-Za-z0-9._-]{3,12}", fullmatch=True)
 _topics = st.builds(
     Kafka,
-    topic=st.from_regex(r"[A-Za-z0-9._-]{3,12}", fullmatch=True),
+    topic=_topic_names,
     format=st.just("avro"),
     avro_schema=st.sampled_from([None, {"type": "record", "name": "\u7528"}, "schemas/a.avsc", '["null"]']),
     schema_registry=st.sampled_from([None, True]),
     time_unit=st.sampled_from(["s", "ms", "us"]),
     envelope=st.sampled_from([None, "debezium"]),
     brokers=_brokers,
+    dead_letters=st.none() | _topic_names,
 )
-_streams = st.builds(
-    Stream,
-    kafka=st.none() | _topics | st.builds(Kafka, topic=names, format=st.just("json"), brokers=_brokers),
-    push=st.just(True),
+_kafka = _topics | st.builds(
+    Kafka, topic=names, format=st.just("json"), brokers=_brokers, dead_letters=st.none() | _topic_names
 )
-sources = st.builds(
-    Source,
-    path=_filled,
-    timestamp=_filled,
-    created=st.none() | _filled,
-    deleted=st.none() | _filled,
-    columns=_unique(st.builds(SourceColumn, name=texts, type=types), least=0),
-    unique=st.lists(texts, max_size=2),
-    stream=st.none() | _streams,
-    **_common(),
+_streams = st.builds(Stream, push=st.just(True)) | st.builds(
+    Stream, kafka=_kafka, push=st.booleans(), engine=st.sampled_from([None, "kafka", "flink"])
 )
+
+
+@st.composite
+def sources(draw: st.DrawFn) -> Source:
+    """From files, a table or a stream alone, which must say what its columns are."""
+    rests = draw(st.sampled_from(["path", "table", None]))
+    where = {rests: draw(_filled)} if rests else {}
+    stream = draw(_streams if rests is None else st.none() | _streams)
+    return Source(
+        **where,
+        timestamp=draw(st.none() | _filled if stream is None else _filled),
+        created=draw(st.none() | _filled),
+        deleted=draw(st.none() | _filled),
+        columns=draw(_unique(st.builds(SourceColumn, name=texts, type=types), least=0 if rests else 1)),
+        unique=draw(st.lists(texts, max_size=2)),
+        stream=stream,
+        **{key: draw(values) for key, values in _common().items()},
+    )
+
+
 _view_keys = {
     **_common(),
     "entities": st.lists(names, min_size=1, max_size=3),
@@ -143,19 +155,24 @@ _view_keys = {
     "online": st.booleans(),
     "storage": st.none() | st.builds(Storage, offline=st.none() | texts, online=st.none() | texts),
 }
-_schedules = st.sampled_from([None, "daily", "hourly", "30 2 * * *", "0 */6 * * 1-5"])
+_due = st.sampled_from(["daily", "hourly", "30 2 * * *", "0 */6 * * 1-5"])
 latest_row_views = st.builds(
-    FeatureView, source=names, features=_unique(fields("any")), ttl=st.none() | durations, **_view_keys
+    FeatureView,
+    source=names,
+    features=_unique(fields("any")),
+    ttl=st.none() | durations,
+    schedule=st.none() | _due,
+    **_view_keys,
 )
 windowed_views = st.builds(
-    FeatureView, source=names, aggregations=_unique(aggregations()), schedule=_schedules, **_view_keys
+    FeatureView, source=names, aggregations=_unique(aggregations()), schedule=st.none() | _due, **_view_keys
 )
 sql_views = st.builds(
     FeatureView,
     source=st.none() | names,
     sql=_filled,
     features=_unique(fields("column")),
-    schedule=st.just("daily"),
+    schedule=_due,
     delay=st.none() | durations,
     **_view_keys,
 )
@@ -174,5 +191,5 @@ services = st.builds(
     **_common(),
 )
 definitions: st.SearchStrategy[Definition] = st.one_of(
-    entities, sources, latest_row_views, windowed_views, sql_views, on_demand_views, services
+    entities, sources(), latest_row_views, windowed_views, sql_views, on_demand_views, services
 )

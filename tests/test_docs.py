@@ -2,7 +2,8 @@
 
 A fenced block whose info string ends in `run` (```python run, ```bash run) is run, in order, a page in a folder of its
 own: the pages of docs/ in an applied and materialized copy of the ads repository, README in an empty folder. A block
-marked `serve` is started beside the others and lives to the end of the page.
+marked `serve` is started beside the others and lives to the end of the page. A block of YAML is loaded: as settings,
+of which it may be a part, where all its keys are keys of feature_store.yaml, and as definitions otherwise.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from pydantic import BaseModel
 from feature_store import definitions
 from feature_store.cli import COMMANDS
 from feature_store.definitions.feature import Compute, Feature
+from feature_store.definitions.files import load_text
 from feature_store.definitions.source import SourceColumn
-from feature_store.settings import KafkaPlace, Limits, Settings
+from feature_store.settings import KafkaPlace, Limits, Settings, load_settings
 from feature_store.templates import create
 from tests.servers import KafkaServer
 
@@ -37,6 +39,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PORT = 6566
 _BLOCK = re.compile(r"^```(\w+) (run|serve)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_YAML = re.compile(r"^```ya?ml.*?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_TOP_KEY = re.compile(r"^(\w+):", re.MULTILINE)
 _LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 
 
@@ -162,6 +166,25 @@ def prepare(repo: Path) -> None:
 @pytest.mark.parametrize("reader", [p for p in PAGES if blocks(p)], ids=lambda p: p.name, indirect=True)
 def test_the_examples_of_a_page_run(reader: Reader) -> None:
     reader.read()
+
+
+def yaml_blocks() -> Iterator[Any]:
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        text = page.read_text(encoding="utf-8")
+        for found in _YAML.finditer(text):
+            where = f"{page.relative_to(ROOT)}:{text[: found.start()].count(chr(10)) + 2}"
+            yield pytest.param(where, found[1], id=where)
+
+
+@pytest.mark.parametrize(("where", "text"), list(yaml_blocks()))
+def test_an_example_in_yaml_loads(where: str, text: str, tmp_path: Path) -> None:
+    keys = set(_TOP_KEY.findall(text))
+    if keys <= set(Settings.model_fields):
+        file = tmp_path / "feature_store.yaml"
+        file.write_text(text if "project" in keys else f"{text}\nproject: docs\n", encoding="utf-8")
+        assert keys <= load_settings(file).model_fields_set
+    else:
+        assert load_text(text, where)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

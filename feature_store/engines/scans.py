@@ -5,7 +5,7 @@ Nothing here runs SQL but `DESCRIBE`-like look-ups through the connection it is 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -100,22 +100,20 @@ class Part:
             files = self.files.fingerprints.keys() if self.files.partial else None
             self.connection.register(name, delta_dataset(self.files.path, files))
             return name
-        columns, partitions = found
-        self.connection.register(name, columns.empty_table())
+        self.connection.register(name, found.columns.empty_table())
         paths = listed(map(text, self.files.fingerprints))
-        read = f"read_parquet([{paths}], union_by_name = true, hive_partitioning = false"
-        if partitions is None:
-            return f"(SELECT * FROM {read}) UNION ALL BY NAME SELECT * FROM {name})"
-        self.connection.register(f"{name}_files", partitions)
+        types = {column: Type.from_arrow(found.columns.field(column).type) for column in found.folders}
+        read = f"read_parquet([{paths}], union_by_name = true{_folders(found.folders, types)}"
+        if found.beside is None:
+            columns = listed(map(quoted, found.columns.names))
+            return f"(SELECT {columns} FROM (SELECT * FROM {read}) UNION ALL BY NAME SELECT * FROM {name}))"
+        self.connection.register(f"{name}_files", found.beside)
         read = f"{read}, filename = {text(FILE_NAME)}) JOIN {name}_files USING ({FILE_NAME})"
         return f"(SELECT * EXCLUDE ({FILE_NAME}) FROM {read} UNION ALL BY NAME SELECT * FROM {name})"
 
     def _hive(self) -> str:
-        if not self.files.partitions:
-            return ", hive_partitioning = false"
         types = {name: type_ for name in self.files.partitions if (type_ := self.rows.schema.get(name))}
-        declared = listed(f"{text(name)}: {text(type_.duckdb)}" for name, type_ in types.items())
-        return ", hive_partitioning = true" + (f", hive_types = {{{declared}}}" if declared else "")
+        return _folders(self.files.partitions, types)
 
     def _csv(self, types: dict[str, Type]) -> str:
         first = next(iter(self.files.fingerprints))
@@ -170,6 +168,14 @@ class Part:
                 at = bound if limit is None else max(-limit, min(bound, limit))
                 terms.append(f"{quoted(name)} {sign} make_timestamp{'tz' if aware else ''}({at}::BIGINT){cast}")
         return " AND ".join(terms)
+
+
+def _folders(names: Collection[str], types: Mapping[str, Type]) -> str:
+    """The option by which folders named column=value are columns, of these types where they are known."""
+    if not names:
+        return ", hive_partitioning = false"
+    declared = listed(f"{text(name)}: {text(type_.duckdb)}" for name, type_ in types.items())
+    return ", hive_partitioning = true" + (f", hive_types = {{{declared}}}" if declared else "")
 
 
 def _is_nanoseconds(type_: pa.DataType | None) -> bool:

@@ -85,7 +85,7 @@ async def read_body(receive: Receive, length: int, most: int) -> bytes:
 
 
 def json_object(body: bytes) -> dict[str, Any]:
-    """The JSON object of a body; `MalformedError` if it is not JSON, `InvalidInputError` if not an object."""
+    """The JSON object of a body; `MalformedError` if it is not JSON, or not an object."""
     import orjson
 
     try:
@@ -93,7 +93,7 @@ def json_object(body: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         raise MalformedError(f"the body is not JSON: {error}", hint="Send a JSON object, encoded as UTF-8") from None
     if not isinstance(value, dict):
-        raise InvalidInputError(f"the body is a JSON {_json_kind(value)}, not an object", hint="Send {...}")
+        raise MalformedError(f"the body is a JSON {_json_kind(value)}, not an object", hint="Send {...}")
     return value
 
 

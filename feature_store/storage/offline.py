@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 _COMMIT_RETRIES = 50
 _FIRST_RETRIES = 5
 _LOG_FOLDER = "_delta_log"
+_NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
+_IN_FOLDERS = (pa.string(), pa.large_string(), pa.string_view(), pa.date32(), pa.int32(), pa.int64())
+"""The types that are written in one way only as a folder's name."""
 FILE_NAME = "__file"
 """The column that names the file of a row."""
 
@@ -256,27 +260,50 @@ def delta_dataset(path: str, files: Collection[str] | None = None) -> ds.Dataset
     return ds.FileSystemDataset(chosen, dataset.schema, dataset.format, dataset.filesystem)
 
 
-def delta_parquet(path: str) -> tuple[pa.Schema, pa.Table | None] | None:
-    """The columns of a Delta table, if its files are read as Parquet: no deletion vectors or renamed columns, and no
-    partitions in a local one. Else None.
+class DeltaParquet(NamedTuple):
+    """How the files of a Delta table are read as Parquet: its `columns`, and where those are that the files lack: in
+    `folders` named column=value, or in a table `beside` them, one row a file, named by its URI in `FILE_NAME`."""
 
-    Of a remote table that has them come the partitions beside the columns: one row a file, named by its URI in
-    `FILE_NAME`, with the columns that the file itself lacks.
-    """
+    columns: pa.Schema
+    folders: tuple[str, ...] = ()
+    beside: pa.Table | None = None
+
+
+def delta_parquet(path: str) -> DeltaParquet | None:
+    """The files of a Delta table as Parquet, if they can be read so: no deletion vectors or renamed columns, and a
+    local table's partitions in folders that say what they are. Else None."""
     with _mapped(path):
         table = _opened(path)
         protocol = table.protocol()
         plain = protocol.min_reader_version == 1 or set(protocol.reader_features or ()) <= {"timestampNtz"}
         partitions = table.metadata().partition_columns
-        if not plain or (partitions and not is_uri(path)):
-            return None
         schema = pa.schema(table.schema().to_arrow())
-        if not partitions:
-            return schema, None
+        if not plain or not partitions:
+            return DeltaParquet(schema) if plain else None
         actions = pa.table(table.get_add_actions(flatten=True))
+        if not is_uri(path):
+            named = _folders_tell(os.path.abspath(path), schema, partitions, actions)
+            return DeltaParquet(schema, tuple(partitions)) if named else None
         columns = {FILE_NAME: [f"{path}/{unquote(name)}" for name in actions.column("path").to_pylist()]}
         columns |= {name: actions.column(f"partition.{name}").cast(schema.field(name).type) for name in partitions}
-        return schema, pa.table(columns)
+        return DeltaParquet(schema, beside=pa.table(columns))
+
+
+def _folders_tell(path: str, schema: pa.Schema, partitions: Sequence[str], actions: pa.Table) -> bool:
+    """Whether each file lies in folders from which its partition is read as the table's log has it: by custom only
+    they do, and a folder around the table or a pattern in a name must not be taken for one of them."""
+    if "=" in path or glob.has_magic(path) or any(schema.field(name).type not in _IN_FOLDERS for name in partitions):
+        return False
+    columns = (actions.column(f"partition.{name}").to_pylist() for name in partitions)
+    for name, *values in zip(actions.column("path").to_pylist(), *columns, strict=True):
+        *folders, _ = unquote(name).split("/")
+        told = dict(folder.split("=", 1) for folder in folders if "=" in folder)
+        if len(folders) != len(partitions) or list(told) != list(partitions):
+            return False
+        for text, value in zip(told.values(), values, strict=True):
+            if (None if text == _NULL_FOLDER else unquote(text)) != (None if value is None else str(value)):
+                return False
+    return True
 
 
 def _filesystem(path: str) -> fs.FileSystem | None:

@@ -160,6 +160,23 @@ def test_values_online_and_offline(fs: Shell) -> None:
     fs("materialize-incremental", "2026-01-05")
 
 
+def test_rows_as_they_were_known(fs: Shell) -> None:
+    (fs.root / "features.yaml").write_text(
+        PROFILE.replace("updated_at}", "updated_at, created: told_at}").rstrip("-\n")
+    )
+    (fs.root / "users.csv").write_text(
+        "user_id,age,city,updated_at,told_at\n1,30,Paris,2026-01-01,2026-01-01\n1,31,Rome,2026-01-02,2026-01-05\n"
+    )
+    fs("apply")
+    entities = fs.root / "entities.csv"
+    entities.write_text("user_id,event_timestamp\n1,2026-01-03\n1,2026-01-05\n")
+    ask = ("get-historical-features", "--entities", str(entities), "--features", "city")
+    assert [row["city"] for row in fs.json(*ask)] == ["Rome", "Rome"]
+    assert [row["city"] for row in fs.json(*ask, "--as-known")] == ["Paris", "Rome"]
+    fs(*ask, "--as-known", "-o", str(fs.root / "known.csv"))
+    assert "Wrote 2 rows as known at the time (1 later rows not seen)" in fs.err
+
+
 def test_pushed_rows_count(fs: Shell) -> None:
     fs("apply")
     more = fs.root / "more.csv"

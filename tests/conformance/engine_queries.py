@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import write_deltalake
 
 from feature_store.engines.engine import Engine
 from feature_store.errors import SourceError
@@ -41,6 +42,14 @@ def select(engine: Engine, sql: str, tables: list[Rows]) -> list[tuple[Any, ...]
     assert [field.type for field in found.schema] == [column.type.arrow for column in bound.columns], sql
     columns = [from_arrow(found[column.name], column.type) for column in bound.columns]
     return [*zip(*columns, strict=True)]
+
+
+def _spoil(file: Path) -> None:
+    """Overwrite the rows of a Parquet file, and leave what it says of its columns."""
+    whole = bytearray(file.read_bytes())
+    end = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    whole[4:end] = b"\xff" * (end - 4)
+    file.write_bytes(whole)
 
 
 def query(sql: str, *sources: Rows, delay: int = 0, keys: Schema = KEYS, **values: Any) -> ScheduledQuery:
@@ -100,6 +109,32 @@ class QueryConformance:
                 assert found.schema.field("n").type == pa.int32()
                 assert found.to_pylist() == [{"user_id": 1, "n": count}]
             assert engine.snapshot(relation, moment("2026-01-01") + delay).read().read_all().num_rows == 0
+
+    @pytest.mark.parametrize("type_", [DATE, STRING], ids=str)
+    @pytest.mark.parametrize("kind", ["hive", "delta"])
+    def test_partitions_that_a_query_excludes_are_not_read(
+        self, engine: Engine, tmp_path: Path, kind: str, type_: Type
+    ) -> None:
+        days = [f"2026-01-{day:02}" for day in range(1, 6)]
+        rows = pa.table({"user_id": [1] * 5, "x": [1.0, 2.0, 4.0, 8.0, 16.0], "dt": days})
+        rows = rows.set_column(2, "dt", rows["dt"].cast(type_.arrow))
+        if kind == "delta":
+            write_deltalake(str(tmp_path / "s"), rows, partition_by=["dt"])
+        else:
+            pq.write_to_dataset(rows, tmp_path / "s", partition_cols=["dt"])
+        for day in days[:2]:
+            for file in (tmp_path / f"s/dt={day}").glob("*.parquet"):
+                _spoil(file)
+        facts = Rows("s", Schema.of(user_id=INT64, x=FLOAT64, dt=type_), str(tmp_path / "s"))
+        relation = query(
+            "SELECT user_id, SUM(x) AS value FROM s WHERE dt >= date_sub('${date}', 2) AND dt <= '${date}' "
+            "GROUP BY user_id",
+            facts, total=("value", FLOAT64),
+        )  # fmt: skip
+        found = engine.snapshot(relation, moment("2026-01-06")).read().read_all()
+        assert found.to_pylist() == [{"user_id": 1, "total": 28.0}]
+        with pytest.raises(SourceError):  # the file is as bad as it is meant to be
+            engine.snapshot(relation, moment("2026-01-05")).read().read_all()
 
     def test_a_query_as_it_was_known_then(self, engine: Engine, tmp_path: Path) -> None:
         at = moment("2026-01-02")

@@ -11,10 +11,10 @@ from urllib.parse import quote
 import pytest
 
 from feature_store.errors import SettingsError, StoreUnavailableError
-from feature_store.storage.online import Row, Table
+from feature_store.storage.online import Key, OnlineStore, Row, Table
 from feature_store.storage.redis import RedisOnlineStore
 from tests.conformance.online_store import TILES, USERS, OnlineStoreConformance, run_together, tiles, users
-from tests.servers import RedisServer, free_port
+from tests.servers import RedisCluster, RedisServer, free_port
 
 
 def raw_rows(server: RedisServer, project: str, table: Table) -> dict[tuple[bytes, bytes], bytes]:
@@ -43,24 +43,34 @@ class TestRedis(OnlineStoreConformance):
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[RedisServer]:
-    server = RedisServer(cluster=True).start()
-    yield server
-    server.close()
+def cluster() -> Iterator[RedisCluster]:
+    cluster = RedisCluster().start()
+    yield cluster
+    cluster.close()
 
 
 class TestRedisCluster(OnlineStoreConformance):
-    """A cluster of one node: keys still have slots, and no command may take keys of two."""
+    """Keys lie on three nodes, and no command may take keys of two."""
 
     @pytest.fixture
-    def uri(self, cluster: RedisServer) -> str:
-        self.server = cluster
-        with cluster.client() as client:
-            client.flushall()
+    def uri(self, cluster: RedisCluster) -> str:
+        self.cluster = cluster
+        cluster.clear()
         return cluster.url
 
     def raw(self, uri: str, project: str, table: Table) -> dict[tuple[bytes, bytes], bytes]:
-        return raw_rows(self.server, project, table)
+        return {key: row for node in self.cluster.nodes for key, row in raw_rows(node, project, table).items()}
+
+    def test_one_call_writes_and_reads_on_every_node(self, store: OnlineStore, uri: str) -> None:
+        keys = range(300)
+        store.write(USERS, users(*((key, 5, key) for key in keys)))
+        store.write(TILES, tiles(*((key, b"a", 5, key) for key in keys)))
+        for table in (USERS, TILES):
+            shares = [len(raw_rows(node, "ads", table)) for node in self.cluster.nodes]
+            assert min(shares) > 50 and sum(shares) == len(keys)
+        rows = [Row(5, 0, (key, "")) for key in keys]
+        asked: list[Key] = [(key,) for key in keys]
+        assert store.read([(USERS, asked), (TILES, asked)]) == [rows, [{b"a": row} for row in rows]]
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """The product in one property: for every (rows, T), online(T) = historical(T) = what the contract says.
 
-Rows of generated repositories arrive in any order, by files, late files, pushes (each of them repeated) and messages of
-a stream (repeated, and read again by a worker that follows one that died), between runs of materialize and
-materialize-incremental; then every feature, value and status, is compared at T with a
-brute-force oracle, read online and historically.
+The repository is drawn too: its keys, time zone, ttls, windows, hops, functions, schedules, delay and defaults. Rows
+arrive in any order, by files, late files, pushes (each of them repeated) and messages of a stream (repeated, and read
+again by a worker that follows one that died), between runs of materialize and materialize-incremental; then every
+feature, value and status, is compared at T: online with history, and both with a brute-force oracle.
 """
 
 from __future__ import annotations
@@ -11,118 +11,265 @@ from __future__ import annotations
 import json
 import tempfile
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from feature_store import FeatureStore
 from feature_store.engines.streams import Messages, TopicId
+from feature_store.expressions.instants import DAY, HOUR, MINUTE, Duration, instant
 from feature_store.pipelines.stream_task import StreamTask
-from tests.oracle import Event, Seen, agrees, latest, windowed
+from tests.oracle import Event, Seen, agrees, hop_of, latest, slack, windowed
 
 pytestmark = pytest.mark.timeout(600)
 
-DAY, HOUR, MINUTE = 86_400_000_000, 3_600_000_000, 60_000_000
 START = int(datetime(2026, 3, 1, tzinfo=UTC).timestamp()) * 1_000_000
-USERS = (1, 2, 3)
-UNKNOWN = 99
+BID = 2.0
+NUMBERS = ("sum", "mean", "min", "max", "variance", "stddev", "first", "last", "last_n", "count_distinct")
+TEXTS = ("min", "max", "first", "last", "last_n", "count_distinct")
+DEFAULTS = {"INT64": -9, "FLOAT64": -1.0, "STRING": "none"}
 
-REPO = """
-entity: {name: user, join_key: user_id, type: INT64}
----
-source:
-  name: events
-  path: data/events
-  timestamp: at
-  created: seen_at
-  columns:
-    - {name: id, type: INT64}
-    - {name: user_id, type: INT64}
-    - {name: at, type: TIMESTAMP}
-    - {name: seen_at, type: TIMESTAMP}
-    - {name: price, type: FLOAT64}
-    - {name: item, type: INT64}
-    - {name: kind, type: STRING}
-  unique: [id]
-  stream: {push: true, kafka: {topic: events}}
----
-source:
-  name: batch_events
-  path: data/events
-  timestamp: at
-  created: seen_at
----
-source:
-  name: changes
-  path: data/events
-  timestamp: at
-  created: seen_at
-  deleted: gone
-  stream: {push: true, kafka: {topic: changes}}
----
-feature_views:
-  - name: present
-    entities: [user]
-    source: changes
-    features: [{name: last_item, type: INT64, column: item, default: -9}]
-    ttl: 9d
-  - name: latest
-    entities: [user]
-    source: events
-    features: [{name: price, type: FLOAT64}, {name: kind, type: STRING, default: none}]
-    ttl: 3d
-  - name: moving
-    entities: [user]
-    source: events
-    aggregations:
-      - {name: c1h, function: count, window: 1h}
-      - {name: c7d, function: count, window: 7d, where: "kind = 'a'"}
-      - {name: s7d, function: sum, column: item, window: 7d}
-      - {name: p30d, function: mean, column: price, window: 30d, default: -1.0}
-      - {name: v30d, function: variance, column: price, window: 30d}
-      - {name: l3, function: last_n(3), column: item, window: 7d}
-      - {name: d30, function: count_distinct, column: kind, window: 30d}
-      - {name: first7, function: first, column: item, window: 7d}
-      - {name: top, function: max, column: kind, window: 1h}
-  - name: daily
-    entities: [user]
-    source: batch_events
-    schedule: daily
-    aggregations:
-      - {name: dc7d, function: count, window: 7d}
-      - {name: dp7d, function: sum, column: price, window: 7d}
-  - name: queried
-    entities: [user]
-    schedule: daily
-    sql: |
-      SELECT user_id, COUNT(*) AS n, MAX(item) AS most FROM batch_events
-      WHERE at >= date_sub('${date}', 6) AND at < date_add('${date}', 1) GROUP BY user_id
-    features: [{name: n, type: INT64}, {name: most, type: INT64, default: 0}]
-"""
-SERVICE = """
----
-on_demand_feature_view:
-  name: mixed
-  inputs: [{request: [{name: bid, type: FLOAT64}]}, moving, latest]
-  features:
-    - {name: rate, type: FLOAT64, expression: "c1h / c7d", default: 0.5}
-    - {name: worth, type: FLOAT64, expression: "price * bid"}
----
-feature_service: {name: everything, features: [present, latest, moving, daily, queried, mixed]}
-"""
+
+@dataclass(frozen=True)
+class Keys:
+    """The join keys of a repository, three keys that have rows and, last, one that has none."""
+
+    types: dict[str, str]
+    values: tuple[tuple[Any, ...], ...]
+
+
+KEYS = [
+    Keys({"user_id": "INT64"}, ((1,), (2,), (-3,), (99,))),
+    Keys({"user_id": "STRING"}, (("1",), ("Ä",), ("",), ("01",))),
+    Keys({"user_id": "STRING", "place": "STRING"}, (("1", "23"), ("12", "3"), ("1", "2"), ("123", ""))),
+    Keys({"user_id": "INT64", "place": "STRING"}, ((1, "23"), (12, "3"), (1, "2"), (2, "1"))),
+]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A windowed aggregate; `only_a`: of the rows of kind 'a'."""
+
+    function: str
+    column: str | None
+    length: int
+    hop: int | None = None
+    only_a: bool = False
+    filled: bool = False
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the answer is a double that was computed, and not taken from a row."""
+        return self.function in ("mean", "variance", "stddev") or (self.function == "sum" and self.column == "price")
+
+    @property
+    def default(self) -> Any:
+        """What fills the answer where it is null."""
+        if not self.filled or self.function in ("count", "count_distinct"):
+            return None
+        kind = "FLOAT64" if self.rounds or self.column == "price" else "INT64" if self.column == "item" else "STRING"
+        return [DEFAULTS[kind]] if self.function == "last_n" else DEFAULTS[kind]
+
+    def definition(self, name: str) -> dict[str, Any]:
+        spelled = {
+            "name": name,
+            "function": "last_n(3)" if self.function == "last_n" else self.function,
+            "column": self.column,
+            "window": str(Duration(self.length)),
+            "hop": self.hop and str(Duration(self.hop)),
+            "where": "kind = 'a'" if self.only_a else None,
+            "default": self.default,
+        }
+        return {key: value for key, value in spelled.items() if value is not None}
+
+    def at(self, found: list[Row], at: int) -> Any:
+        """The value at T and its status."""
+        events = [
+            Event(
+                row.at, getattr(row, self.column) if self.column else 1, row.seen_at, not self.only_a or row.kind == "a"
+            )
+            for row in found
+        ]
+        hop = self.hop or hop_of(self.length)
+        n = 3 if self.function == "last_n" else None
+        value = windowed(self.function, events, at, self.length, hop, n, rows=self.column is None)
+        return (self.default, "NULL_VALUE") if value is None else (value, "PRESENT")
+
+    def slack(self, found: list[Row]) -> float:
+        return slack(self.function, self.rounds, [getattr(row, self.column) for row in found]) if self.column else 0.0
+
+
+@dataclass(frozen=True)
+class Repo:
+    """What is drawn of a repository."""
+
+    keys: Keys
+    timezone: str
+    present_ttl: int | None
+    latest_ttl: int | None
+    filled: tuple[bool, bool, bool]  # of price, kind and the query's most
+    short: Window
+    long: Window
+    moving: tuple[Window, ...]
+    schedule: str | None
+    daily: tuple[Window, ...]
+    delay: int
+
+    @property
+    def windows(self) -> dict[str, Window]:
+        """The aggregates that move with T, by name."""
+        return {"short": self.short, "long": self.long, **{f"m{i}": each for i, each in enumerate(self.moving)}}
+
+    @property
+    def snapshots(self) -> dict[str, Window]:
+        """The aggregates of the last boundary, by name."""
+        return {f"d{i}": each for i, each in enumerate(self.daily)}
+
+    def default(self, place: int, value: Any) -> Any:
+        return value if self.filled[place] else None
+
+    def definitions(self) -> str:
+        return yaml.safe_dump_all(self._documents(), allow_unicode=True)
+
+    def _documents(self) -> list[dict[str, Any]]:
+        names = list(self.keys.types)
+        files = {"path": "data/events", "timestamp": "at", "created": "seen_at"}
+        typed = self.keys.types | {"at": "TIMESTAMP", "seen_at": "TIMESTAMP"}
+        typed |= {"id": "INT64", "price": "FLOAT64", "item": "INT64", "kind": "STRING"}
+        sources = [
+            {
+                "name": "events",
+                **files,
+                "columns": [{"name": name, "type": type_} for name, type_ in typed.items()],
+                "unique": ["id"],
+                "stream": {"push": True, "kafka": {"topic": "events"}},
+            },
+            {"name": "batch_events", **files},
+            {
+                "name": "changes",
+                **files,
+                "deleted": "gone",
+                "stream": {"push": True, "kafka": {"topic": "changes"}},
+            },
+        ]
+        views = [
+            _view(
+                name="present",
+                source="changes",
+                features=[_field("last_item", "INT64", -9, column="item")],
+                ttl=_length(self.present_ttl),
+            ),
+            _view(
+                name="latest",
+                source="events",
+                features=[
+                    _field("price", "FLOAT64", self.default(0, -1.0)),
+                    _field("kind", "STRING", self.default(1, "none")),
+                ],
+                ttl=_length(self.latest_ttl),
+            ),
+            _view(
+                name="moving",
+                source="events",
+                aggregations=[each.definition(name) for name, each in self.windows.items()],
+            ),
+            _view(
+                name="daily",
+                source="batch_events",
+                schedule=self.schedule,
+                aggregations=[each.definition(name) for name, each in self.snapshots.items()],
+            ),
+            _view(
+                name="queried",
+                schedule="daily",
+                delay=_length(self.delay or None),
+                sql=f"SELECT {', '.join(names)}, COUNT(*) AS n, MAX(item) AS most FROM batch_events "
+                "WHERE at >= date_sub('${date}', 6) AND at < date_add('${date}', 1) "
+                f"GROUP BY {', '.join(names)}",
+                features=[_field("n", "INT64"), _field("most", "INT64", self.default(2, 0))],
+            ),
+        ]
+        entities = [{"name": f"by_{name}", "join_key": name, "type": type_} for name, type_ in self.keys.types.items()]
+        mixed = {
+            "name": "mixed",
+            "inputs": [{"request": [{"name": "bid", "type": "FLOAT64"}]}, "moving", "latest"],
+            "features": [
+                {"name": "rate", "type": "FLOAT64", "expression": "short / long", "default": 0.5},
+                {"name": "worth", "type": "FLOAT64", "expression": "price * bid"},
+            ],
+        }
+        everything = ["present", "latest", "moving", "daily", "queried", "mixed"]
+        return [
+            {"entities": entities},
+            {"sources": sources},
+            {"feature_views": [view | {"entities": [each["name"] for each in entities]} for view in views]},
+            {"on_demand_feature_view": mixed},
+            {"feature_service": {"name": "everything", "features": everything}},
+        ]
+
+
+def _view(**keys: Any) -> dict[str, Any]:
+    return {key: value for key, value in keys.items() if value is not None}
+
+
+def _field(name: str, type_: str, default: Any = None, column: str | None = None) -> dict[str, Any]:
+    return _view(name=name, type=type_, default=default, column=column)
+
+
+def _length(micros: int | None) -> str | None:
+    return None if micros is None else str(Duration(micros))
+
+
+LENGTHS = st.sampled_from([5 * MINUTE, HOUR, 90 * MINUTE, 12 * HOUR, 36 * HOUR, 7 * DAY, 12 * DAY, 30 * DAY])
+HOPS = [None, None, MINUTE, 15 * MINUTE, HOUR, 6 * HOUR, DAY, 2 * DAY]
+
+
+@st.composite
+def windows(draw: st.DrawFn, of: tuple[str, str | None] | None = None, only_a: bool | None = None) -> Window:
+    """Any aggregate, or one `of` a function and a column."""
+    columns = st.sampled_from([("price", NUMBERS), ("item", NUMBERS), ("kind", TEXTS)])
+    column, functions = draw(columns) if of is None else (of[1], (of[0],))
+    length = draw(LENGTHS)
+    return Window(
+        draw(st.sampled_from(functions)),
+        column,
+        length,
+        draw(st.sampled_from([hop for hop in HOPS if hop is None or hop <= length])),
+        draw(st.booleans()) if only_a is None else only_a,
+        draw(st.booleans()),
+    )
+
+
+ttls = st.sampled_from([None, 3 * HOUR, 3 * DAY, 9 * DAY])
+repos = st.builds(
+    Repo,
+    st.sampled_from(KEYS),
+    st.sampled_from(["UTC", "Asia/Kathmandu", "America/New_York", "Europe/Vienna"]),  # two change their clocks in March
+    ttls,
+    ttls,
+    st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    windows(("count", None), only_a=False),
+    windows(("count", None), only_a=True),
+    st.lists(windows(), min_size=1, max_size=6).map(tuple),
+    st.sampled_from([None, "daily", "0 6 * * *"]),
+    st.lists(windows(), min_size=1, max_size=3).map(tuple),
+    st.sampled_from([0, 3 * HOUR, 30 * HOUR]),
+)
 
 
 @dataclass(frozen=True)
 class Row:
     id: int
-    user: int
+    user: int  # its place among the keys
     at: int
     lag: int
     price: float | None
@@ -141,7 +288,7 @@ rows = st.lists(
         lambda user, step, fine, lag, price, item, kind, gone, batch: Row(
             0, user, START + step * HOUR + fine, lag * MINUTE, price, item, kind, gone, batch
         ),
-        st.sampled_from(USERS),
+        st.integers(0, 2),
         st.integers(0, 40 * 24),
         st.sampled_from([0, 0, 1, 299_999_999, 300_000_000, HOUR - 1]),
         st.sampled_from([0, 1, 600]),
@@ -157,57 +304,62 @@ rows = st.lists(
 )
 
 
-@given(rows, st.integers(1, 41 * 24), st.sampled_from([0, 1, HOUR // 2, 300_000_000]), st.permutations([0, 1, 2, 3, 4]))
-@settings(
-    max_examples=25,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
+orders = st.permutations([0, 1, 2, 3, 4])
+instants = st.builds(
+    lambda step, fine: START + step * HOUR + fine,
+    st.integers(1, 41 * 24),
+    st.sampled_from([0, 1, HOUR // 2, 300_000_000]),
 )
-def test_sqlite(found: list[Row], step: int, fine: int, order: list[int]) -> None:
-    check(found, START + step * HOUR + fine, order, "sqlite:///data/online.db")
 
 
-@given(rows, st.integers(1, 41 * 24), st.sampled_from([0, 1, HOUR // 2]), st.permutations([0, 1, 2, 3, 4]))
+@given(repos, rows, instants, orders)
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_sqlite(repo: Repo, found: list[Row], at: int, order: list[int]) -> None:
+    check(repo, found, at, order, "sqlite:///data/online.db")
+
+
+@given(repos, rows, instants, orders)
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
-def test_redis(redis_url: str, found: list[Row], step: int, fine: int, order: list[int]) -> None:
-    check(found, START + step * HOUR + fine, order, redis_url)
+def test_redis(redis_url: str, repo: Repo, found: list[Row], at: int, order: list[int]) -> None:
+    check(repo, found, at, order, redis_url)
 
 
-def check(found: list[Row], at: int, order: list[int], online: str) -> None:
+def check(repo: Repo, found: list[Row], at: int, order: list[int], online: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        store = _repository(Path(folder), online)
+        root = Path(folder)
+        store = _repository(root, repo, online)
         try:
             arrived = [row for row in found if row.at <= at]
-            _arrive(store, Path(folder), arrived, order, at)
-            _compare(store, arrived, at)
+            _arrive(store, root, repo.keys, arrived, order, at)
+            _compare(store, repo, arrived, at)
         finally:
             store.teardown()
             store.close()
 
 
-def _repository(root: Path, online: str) -> FeatureStore:
+def _repository(root: Path, repo: Repo, online: str) -> FeatureStore:
     (root / "data" / "events").mkdir(parents=True)
-    _write(root, "empty", [])
-    (root / "feature_store.yaml").write_text(f"project: flow\nonline_store: {online}\n")
-    (root / "features.yaml").write_text(REPO + SERVICE)
+    _write(root, "empty", repo.keys, [])
+    (root / "feature_store.yaml").write_text(f"project: flow\nonline_store: {online}\ntimezone: {repo.timezone}\n")
+    (root / "features.yaml").write_text(repo.definitions(), encoding="utf-8")
     store = FeatureStore(root)
     store.apply()
     return store
 
 
-def _arrive(store: FeatureStore, root: Path, found: list[Row], order: list[int], at: int) -> None:
+def _arrive(store: FeatureStore, root: Path, keys: Keys, found: list[Row], order: list[int], at: int) -> None:
     """Files and pushes come in some order; after each, something is materialized; at last everything up to T."""
     for turn, batch in enumerate(order):
         part = [row for row in found if row.batch == batch]
         if batch < 3:
-            _write(root, f"part{batch}", part)
+            _write(root, f"part{batch}", keys, part)
         if batch == 3 and part:
             for _ in range(2):
-                store.push("events", _table(part).drop_columns(["gone"]), to="online_and_offline")
-                store.push("changes", _table(part), to="online_and_offline")
+                store.push("events", _table(keys, part).drop_columns(["gone"]), to="online_and_offline")
+                store.push("changes", _table(keys, part), to="online_and_offline")
         if batch == 4:
             for source in ("events", "changes"):
-                _stream(store, source, part, order, at)
+                _stream(store, source, keys, part, order, at)
         if turn == 0:
             store.materialize(_time(START), _time(max(START, at - 5 * DAY)))
         elif turn % 2:
@@ -215,11 +367,13 @@ def _arrive(store: FeatureStore, root: Path, found: list[Row], order: list[int],
     store.materialize_incremental(_time(at))
 
 
-def _stream(store: FeatureStore, source: str, found: list[Row], order: list[int], at: int) -> None:
+def _stream(store: FeatureStore, source: str, keys: Keys, found: list[Row], order: list[int], at: int) -> None:
     """Each row as two messages of its partition, in an order of its own, taken in batches by workers of which all but
     the last die before they have landed anything."""
     rows = sorted([*found, *found], key=lambda row: (row.id * 7 + order[0]) % 5)
-    topic = [Messages.of(_messages([row for row in rows if row.id % 2 == half]), half, produced=at) for half in (0, 1)]
+    topic = [
+        Messages.of(_messages(keys, [row for row in rows if row.id % 2 == half]), half, produced=at) for half in (0, 1)
+    ]
     ranges = {half: (0, len(messages)) for half, messages in enumerate(topic)}
     for last in (False, True):
         task = StreamTask(store, source, "worker", clock=lambda: at)
@@ -233,12 +387,12 @@ def _stream(store: FeatureStore, source: str, found: list[Row], order: list[int]
         (task.close if last else task.abandon)()
 
 
-def _messages(found: list[Row]) -> list[bytes]:
+def _messages(keys: Keys, found: list[Row]) -> list[bytes]:
     return [
         json.dumps(
             {
                 "id": row.id,
-                "user_id": row.user,
+                **dict(zip(keys.types, keys.values[row.user], strict=True)),
                 "at": _time(row.at).isoformat(),
                 "seen_at": _time(row.seen_at).isoformat(),
                 "price": "NaN" if row.price != row.price else row.price,
@@ -251,77 +405,82 @@ def _messages(found: list[Row]) -> list[bytes]:
     ]
 
 
-def _compare(store: FeatureStore, found: list[Row], at: int) -> None:
-    users = [*USERS, UNKNOWN]
+def _compare(store: FeatureStore, repo: Repo, found: list[Row], at: int) -> None:
+    asked = repo.keys.values
     names = [str(ref) for ref in store.catalog.resolve("everything")]
-    response = store.online.get("everything", {"user_id": users, "bid": [2.0] * len(users)}, now=at)
-    spine = pa.table(
-        {
-            "user_id": users,
-            "bid": [2.0] * len(users),
-            "event_timestamp": pa.array([at] * len(users), pa.timestamp("us", "UTC")),
-        }
-    )
+    rows = dict(zip(repo.keys.types, map(list, zip(*asked, strict=True)), strict=True)) | {"bid": [BID] * len(asked)}
+    response = store.online.get("everything", rows, now=at)
+    spine = pa.table(rows | {"event_timestamp": pa.array([at] * len(asked), pa.timestamp("us", "UTC"))})
     historical = store.get_historical_features(spine, "everything", statuses=True).to_arrow()
-    for index, user in enumerate(users):
-        expected = _expected([row for row in found if row.user == user], at)
+    for index, key in enumerate(asked):
+        of_key = [row for row in found if row.user == index]
+        expected = _expected(repo, of_key, at)
+        slacks = {name: each.slack(of_key) for name, each in (repo.windows | repo.snapshots).items() if each.rounds}
         for name in names:
             feature = name.partition(":")[2]
             position = response.names.index(feature)
             online = response.cells[position][0][index], response.statuses(feature)[index].name
             past = historical[feature][index].as_py(), historical[f"{feature}__status"][index].as_py()
-            for where, (value, status) in (("online", online), ("historical", past)):
-                wanted, wanted_status = expected[feature]
-                shown = f"{where} {name} of user {user}: {value!r} {status}, expected {wanted!r} {wanted_status}"
-                assert status == wanted_status, shown
-                assert _same(value, wanted), shown
+            shown = f"{name} of {key}: online {online}, historical {past}, expected {expected[feature]}"
+            assert online[1] == past[1] == expected[feature][1], shown
+            assert _same(online[0], past[0], slacks.get(feature)), shown
+            assert _same(online[0], expected[feature][0], slacks.get(feature)), shown
+            assert _same(past[0], expected[feature][0], slacks.get(feature)), shown
 
 
-def _same(value: Any, wanted: Any) -> bool:
-    if isinstance(wanted, float) and wanted != wanted:
-        return isinstance(value, float) and value != value
-    return agrees(value, wanted, scale=1e6 if isinstance(wanted, float) else 0.0)
+def _same(value: Any, other: Any, slack: float | None) -> bool:
+    """Equal, also in type; NaN is NaN. With `slack`, doubles that were computed may differ in their last digits."""
+    if slack is not None:
+        return agrees(value, other, slack)
+    if isinstance(value, list) and isinstance(other, list):
+        return len(value) == len(other) and all(map(_same, value, other, [None] * len(value)))
+    if value != value and other != other:
+        return True
+    return type(value) is type(other) and bool(value == other)
 
 
-def _expected(found: list[Row], at: int) -> dict[str, tuple[Any, str]]:
-    """Every feature of one user at T by the contract's words: pushed rows are no part of `batch_events`."""
+def _expected(repo: Repo, found: list[Row], at: int) -> dict[str, tuple[Any, str]]:
+    """Every feature of one key at T by the contract's words: pushed and streamed rows are no part of `batch_events`."""
     files = [row for row in found if row.batch < 3]
-    midnight = at // DAY * DAY
     out: dict[str, tuple[Any, str]] = {}
     changes = [Seen(row.at, (row.item,), row.seen_at, bool(row.gone)) for row in found]
-    how, last = latest(changes, at, 9 * DAY)
+    how, last = latest(changes, at, repo.present_ttl)
     item = last.values[0] if last and how == "FOUND" else None
     out["last_item"] = (-9, "NULL_VALUE" if how == "FOUND" else how) if item is None else (item, "PRESENT")
-    price, kind = _latest(found, at)
-    out["price"], out["kind"] = price, kind if kind[1] == "PRESENT" else ("none", kind[1])
-    for name, function, column, length, hop, default in (
-        ("c1h", "count", None, HOUR, 5 * MINUTE, None),
-        ("s7d", "sum", "item", 7 * DAY, HOUR, None),
-        ("p30d", "mean", "price", 30 * DAY, DAY, -1.0),
-        ("v30d", "variance", "price", 30 * DAY, DAY, None),
-        ("l3", "last_n", "item", 7 * DAY, HOUR, None),
-        ("d30", "count_distinct", "kind", 30 * DAY, DAY, None),
-        ("first7", "first", "item", 7 * DAY, HOUR, None),
-        ("top", "max", "kind", HOUR, 5 * MINUTE, None),
+    for name, cell, default in zip(
+        ("price", "kind"), _latest(repo, found, at), (repo.default(0, -1.0), repo.default(1, "none")), strict=True
     ):
-        out[name] = _window(found, function, column, at, length, hop, default)
-    out["c7d"] = _window([row for row in found if row.kind == "a"], "count", None, at, 7 * DAY, HOUR, None)
-    out["dc7d"] = _window(files, "count", None, midnight, 7 * DAY, HOUR, None)
-    out["dp7d"] = _window(files, "sum", "price", midnight, 7 * DAY, HOUR, None)
-    week = [row for row in files if midnight - 7 * DAY <= row.at < midnight]
+        out[name] = cell if cell[1] == "PRESENT" else (default, cell[1])
+    out |= {name: each.at(found, at) for name, each in repo.windows.items()}
+    boundary = _boundary(repo, 6 if repo.schedule == "0 6 * * *" else 0, at)
+    out |= {name: each.at(files, boundary) for name, each in repo.snapshots.items()}
+    end = instant(_day(repo, at - repo.delay))  # of ${date}, in the query's own UTC
+    week = [row for row in files if end - 7 * DAY <= row.at < end]
     items = [row.item for row in week if row.item is not None]
     out["n"] = (len(week), "PRESENT") if week else (None, "NOT_FOUND")
-    most = max(items) if items else 0
+    most = max(items) if items else repo.default(2, 0)
     out["most"] = (most, "PRESENT" if items else "NULL_VALUE" if week else "NOT_FOUND")
-    c1h, c7d = out["c1h"][0], out["c7d"][0]
-    out["rate"] = (c1h / c7d, "PRESENT") if c7d else (0.5, "NULL_VALUE")
-    out["worth"] = (price[0] * 2.0, "PRESENT") if price[0] is not None else (None, "NULL_VALUE")
+    short, long = out["short"][0], out["long"][0]
+    out["rate"] = (short / long, "PRESENT") if long else (0.5, "NULL_VALUE")
+    price = out["price"][0]
+    out["worth"] = (price * BID, "PRESENT") if price is not None else (None, "NULL_VALUE")
     return out
 
 
-def _latest(found: list[Row], at: int) -> list[tuple[Any, str]]:
+def _day(repo: Repo, at: int) -> date:
+    return _time(at).astimezone(ZoneInfo(repo.timezone)).date()
+
+
+def _boundary(repo: Repo, hour: int, at: int) -> int:
+    """The last instant up to T at which the clocks of the time zone say this hour."""
+    days = [_day(repo, at) - timedelta(days=back) for back in (0, 1)]
+    starts = [instant(datetime.combine(day, time(hour), ZoneInfo(repo.timezone))) for day in days]
+    return next(start for start in starts if start <= at)
+
+
+def _latest(repo: Repo, found: list[Row], at: int) -> list[tuple[Any, str]]:
     seen = [Seen(row.at, (_ordered(row.price), row.kind), row.seen_at) for row in found]
-    kind, row = latest(seen, at, 3 * DAY)
+    kind, row = latest(seen, at, repo.latest_ttl)
     if kind != "FOUND" or row is None:
         return [(None, kind)] * 2
     values = (None if row.values[0] is None else row.values[0][1], row.values[1])
@@ -333,24 +492,22 @@ def _ordered(value: float | None) -> tuple[bool, float] | None:
     return None if value is None else (value != value, value if value == value else float("nan"))
 
 
-def _window(found: list[Row], function: str, column: str | None, at: int, length: int, hop: int, default: Any) -> Any:
-    events = [Event(row.at, getattr(row, column) if column else 1, row.seen_at) for row in found]
-    value = windowed(function, events, at, length, hop, 3 if function == "last_n" else None, rows=column is None)
-    return (default, "NULL_VALUE") if value is None else (value, "PRESENT")
+def _write(root: Path, name: str, keys: Keys, found: list[Row]) -> None:
+    pq.write_table(_table(keys, found), root / "data" / "events" / f"{name}.parquet")
 
 
-def _write(root: Path, name: str, found: list[Row]) -> None:
-    pq.write_table(_table(found), root / "data" / "events" / f"{name}.parquet")
-
-
-def _table(found: list[Row]) -> pa.Table:
-    instants = pa.timestamp("us", "UTC")
+def _table(keys: Keys, found: list[Row]) -> pa.Table:
+    stamp = pa.timestamp("us", "UTC")
+    keyed = {
+        name: pa.array([keys.values[row.user][place] for row in found], pa.int64() if type_ == "INT64" else pa.string())
+        for place, (name, type_) in enumerate(keys.types.items())
+    }
     return pa.table(
         {
             "id": pa.array([row.id for row in found], pa.int64()),
-            "user_id": pa.array([row.user for row in found], pa.int64()),
-            "at": pa.array([row.at for row in found], instants),
-            "seen_at": pa.array([row.seen_at for row in found], instants),
+            **keyed,
+            "at": pa.array([row.at for row in found], stamp),
+            "seen_at": pa.array([row.seen_at for row in found], stamp),
             "price": pa.array([row.price for row in found], pa.float64()),
             "item": pa.array([row.item for row in found], pa.int64()),
             "kind": pa.array([row.kind for row in found], pa.string()),

@@ -8,7 +8,7 @@ from tests.servers.hdfs import HdfsServer
 from tests.servers.kafka import KafkaServer, SecureKafka
 from tests.servers.postgres import PostgresServer
 from tests.servers.processes import free_port
-from tests.servers.redis import RedisServer
+from tests.servers.redis import RedisCluster, RedisServer
 from tests.servers.s3 import S3Server
 from tests.servers.spark import SparkCluster
 
@@ -18,6 +18,7 @@ __all__ = [
     "HdfsServer",
     "KafkaServer",
     "PostgresServer",
+    "RedisCluster",
     "RedisServer",
     "S3Server",
     "SecureKafka",

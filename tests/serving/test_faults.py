@@ -11,11 +11,18 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
+import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
+from deltalake.exceptions import CommitFailedError
 
+from feature_store.definitions.tables import push_log
 from tests.servers import RedisServer, free_port
 from tests.serving.conftest import Served, make_repo, materialize, serve
 
@@ -24,7 +31,7 @@ ASK = {"features": ["user_stats:clicks"], "entities": {"user_id": [1, 999]}}
 
 @pytest.fixture
 def own_redis() -> Iterator[RedisServer]:
-    server = RedisServer().start()
+    server = RedisServer(durable=True).start()
     yield server
     server.close()
 
@@ -35,6 +42,19 @@ def faulty(tmp_path: Path, own_redis: RedisServer) -> Iterator[Served]:
     store = make_repo(tmp_path / "repo", own_redis.url)
     own_redis.stop()
     yield from serve(store)
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Served]:
+    """A service over SQLite for one test."""
+    yield from serve(make_repo(tmp_path / "repo"))
+
+
+def row(user: int) -> dict[str, list[Any]]:
+    """An event of ten minutes ago."""
+    at = (datetime.now(UTC) - timedelta(minutes=10)).isoformat()
+    empty = {name: [None] for name in ("ctr", "city", "token", "seen", "born", "price", "scores")}
+    return {"user_id": [user], "clicks": [70], "at": [at], **empty}
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
@@ -64,13 +84,20 @@ def test_redis_restarted_under_load(faulty: Served, own_redis: RedisServer) -> N
     wrong: list[str] = []
     stop = threading.Event()
 
+    def right(response: httpx.Response) -> bool:
+        """The known user's value and the unknown one's, or that the store is away; no loss in between."""
+        if response.status_code == 200:
+            return bool(response.json()["results"][1]["values"] == [10, None])
+        error = response.json()["error"]["code"]
+        return error == "STORE_UNAVAILABLE" and int(response.headers["retry-after"]) > 0
+
     def load() -> None:
         with httpx.Client(base_url=faulty.url, timeout=30) as client:
             while not stop.is_set():
                 response = client.post("/get-online-features", json=ASK)
-                answers[response.status_code] += 1
-                if response.status_code == 200 and response.json()["results"][1]["values"][1] is not None:
+                if not right(response):
                     wrong.append(response.text)
+                answers[response.status_code] += 1
 
     threads = [threading.Thread(target=load) for _ in range(4)]
     for thread in threads:
@@ -86,6 +113,59 @@ def test_redis_restarted_under_load(faulty: Served, own_redis: RedisServer) -> N
         thread.join(timeout=30)
     assert set(answers) == {200, 503}
     assert wrong == []
+
+
+def test_a_push_while_redis_is_away_can_be_sent_again(faulty: Served, own_redis: RedisServer) -> None:
+    body = {"push_source_name": "stats", "df": row(7), "to": "online_and_offline"}
+    refused = faulty.client.post("/push", json=body)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "STORE_UNAVAILABLE")
+    assert int(refused.headers["retry-after"]) > 0
+    own_redis.start()
+    wait_for(lambda: faulty.client.post("/push", json=body).status_code == 200)
+    features = ["user_stats:clicks", "live:n_1h"]
+    online = faulty.ask(features, {"user_id": [7]}).json()["results"]
+    assert [column["values"] for column in online] == [[7], [70], [1]]
+    spine = pa.table({"user_id": [7], "event_timestamp": [datetime.now(UTC)]})
+    past = faulty.store.get_historical_features(spine, features).to_arrow()
+    assert (past["clicks"].to_pylist(), past["n_1h"].to_pylist()) == ([70], [1])
+
+
+def test_a_push_that_others_were_faster_than_is_a_conflict(alone: Served) -> None:
+    """Others change the log's table without a pause; what was refused is not stored, and can be sent again."""
+    path = alone.store.offline_store.path(push_log("stats"))
+
+    def push(user: int) -> httpx.Response:
+        body = {"push_source_name": "stats", "df": row(user), "to": "offline"}
+        return alone.client.post("/push", json=body)
+
+    assert push(0).status_code == 200
+    taken, refused = [0], []
+    stop = threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            with suppress(CommitFailedError):
+                DeltaTable(path).alter.set_table_properties({"delta.logRetentionDuration": "interval 30 days"})
+
+    others = [threading.Thread(target=change) for _ in range(2)]
+    for other in others:
+        other.start()
+    try:
+        deadline = time.monotonic() + 60
+        while not refused:
+            assert time.monotonic() < deadline
+            user = len(taken)
+            response = push(user)
+            (taken if response.status_code == 200 else refused).append(user)
+    finally:
+        stop.set()
+        for other in others:
+            other.join(timeout=30)
+    assert response.status_code == 409, response.text
+    assert response.json()["error"]["code"] == "CONFLICT"
+    assert sorted(DeltaTable(path).to_pyarrow_table()["user_id"].to_pylist()) == taken
+    assert push(refused[0]).status_code == 200
+    assert sorted(DeltaTable(path).to_pyarrow_table()["user_id"].to_pylist()) == taken + refused
 
 
 def test_health_answers_while_redis_hangs(faulty: Served, own_redis: RedisServer) -> None:

@@ -136,8 +136,8 @@ WRONG: list[tuple[Any, int, str, str]] = [
     ({"features": ["hour"], "entities": {"user_id": [1]}}, 422, "INVALID_INPUT", "request_time"),
     ({"features": ["hour"], "entities": {"user_id": [1], "request_time": ["x"]}}, 422, "INVALID_INPUT", "request_time"),
     ({"features": ["clicks"], "entities": {"user_id": list(range(101))}}, 413, "TOO_LARGE", "101"),
-    ([1], 422, "INVALID_INPUT", "array"),
-    (None, 422, "INVALID_INPUT", "null"),
+    ([1], 400, "MALFORMED", "array"),
+    (None, 400, "MALFORMED", "null"),
 ]
 
 
@@ -152,7 +152,18 @@ def test_wrong_requests(served: Served, body: Any, status: int, code: str, part:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"\xff\xfe", b'{"a": NaN}', b"[" * 100_000, b'{"entities":' * 5000, b'{"a":"\\ud800"}']
+    "body",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b'{"a": NaN}',
+        b"[" * 100_000,
+        b'{"entities":' * 5000,
+        b'{"a":"\\ud800"}',
+        b"[1]",
+        b"null",
+    ],
 )
 @pytest.mark.parametrize("path", ["/get-online-features", "/push", "/write-to-online-store", "/materialize"])
 def test_malformed_json(served: Served, path: str, body: bytes) -> None:

@@ -13,6 +13,7 @@ from threading import Barrier
 import pyarrow as pa
 import pytest
 
+from feature_store.engines.local import LocalEngine
 from feature_store.errors import (
     ConflictError,
     InvalidInputError,
@@ -20,7 +21,9 @@ from feature_store.errors import (
     SettingsError,
     StoreUnavailableError,
 )
-from feature_store.storage.offline import OfflineStore, delta_dataset, delta_files
+from feature_store.expressions.relations import Rows
+from feature_store.storage.offline import OfflineStore, delta_dataset, delta_files, delta_parquet
+from feature_store.types import INT64, STRING, Schema
 
 
 @pytest.fixture(params=["disk", "s3", "hdfs"])
@@ -241,3 +244,37 @@ def test_files_of_a_delta_table(store: OfflineStore) -> None:
     assert first.items() <= both.items()
     (added,) = both.keys() - first.keys()
     assert delta_dataset(store.path("t"), {added}).to_table()["x"].to_pylist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("name", "days", "folders"),
+    [
+        ("t", ["it's a b/c=é", None, "NULL", "100%"], ("day",)),
+        ("t", [""], ()),
+        ("t", ["__HIVE_DEFAULT_PARTITION__"], ()),
+        ("of=x/t", ["2"], ()),
+        ("t*", ["2"], ()),
+    ],
+)
+def test_partitions_are_read_from_folders_where_these_tell_them(
+    tmp_path: Path, name: str, days: list[str | None], folders: tuple[str, ...]
+) -> None:
+    """Whether they do or not, what is read is what was written."""
+    store, path = OfflineStore("", tmp_path), str(tmp_path / name)
+    for number, day in enumerate(days):
+        store.append(name, pa.table({"day": pa.array([day], pa.string()), "x": [number]}), partition_by=["day"])
+    found = delta_parquet(path)
+    assert (found.folders if found else ()) == folders
+    engine = LocalEngine()
+    source = Rows("s", Schema.of(day=STRING, x=INT64), path)
+    assert engine.schema(source) == source.schema
+    read = engine.select("SELECT day, x FROM s ORDER BY x", [source])
+    assert read["day"].to_pylist() == [day or None for day in days]
+    engine.close()
+
+
+def test_adopted_files_lie_in_folders_that_tell_nothing(tmp_path: Path) -> None:
+    store = OfflineStore("", tmp_path)
+    staged(store, "a", 1, 2)
+    store.adopt("t", "a", pa.schema([("x", pa.int64())]), {"day": "2"})
+    assert delta_parquet(store.path("t")) is None
