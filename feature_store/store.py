@@ -41,7 +41,7 @@ from feature_store.errors import (
     nearest,
 )
 from feature_store.expressions.instants import instant, to_iso
-from feature_store.expressions.relations import Rows
+from feature_store.expressions.relations import Rows, ScheduledQuery
 from feature_store.materialization.backfill import Backfill
 from feature_store.materialization.batch import Materializer, Report
 from feature_store.materialization.boundary import Boundary, is_filled_by_stream, wait_for_workers
@@ -58,7 +58,7 @@ from feature_store.retrieval.historical import retrieve
 from feature_store.retrieval.job import HistoricalJob, Selection
 from feature_store.retrieval.online import OnlineFeatures
 from feature_store.retrieval.response import OnlineResponse
-from feature_store.settings import EnginePlace, Settings, resolve_uri
+from feature_store.settings import FILE_NAME, EnginePlace, Settings, resolve_uri
 from feature_store.storage.online import OnlineStore, Table
 from feature_store.storage.routed import RoutedOnlineStore
 from feature_store.types import Column, Schema, Type
@@ -371,7 +371,7 @@ class FeatureStore(Directory):
             known = before.rows.get(name)
             if rows.streamed and (known is None or known.schema != rows.schema):
                 StreamLog(self.offline_store, name).check(rows.schema)
-        warnings = [*warnings, *_not_written(catalog)]
+        warnings = [*warnings, *_not_written(catalog), *self._not_kept(catalog, locations)]
         through = {(p.view, p.version): p.through for p in self.registry.all_progress()}
         live = self._filled_live(before, catalog, through)
         stored = self._stored(before, self._bind_earlier(state, before), through, live)
@@ -419,6 +419,26 @@ class FeatureStore(Directory):
     def _has_rows(self, bound: BoundView) -> bool:
         tables = (table for table in tables_of(bound) if table != epoch_table(bound))
         return any(batch.num_rows for table in tables for batch in self.online_store.scan(table))
+
+    def _not_kept(self, catalog: Catalog, locations: Mapping[tuple[str, str], Location]) -> Iterator[str]:
+        """Warnings of places that views name for offline rows, and at which nothing is kept."""
+        for bound in catalog.views.values():
+            uri = bound.view.storage and bound.view.storage.offline
+            if not uri:
+                continue
+            what = f"{bound.view.title}: nothing is kept at {uri}, which storage: offline names"
+            if not isinstance(bound.relation, ScheduledQuery):
+                why = "only snapshots of sql are kept offline"
+                hint = f"Remove it: pushed rows rest in offline_store of {FILE_NAME}"
+            elif not (self.repository.resolve_alias(uri) or uri).startswith("hbase:"):
+                why, hint = (
+                    "a single view's snapshots go to HBase only",
+                    f"Set offline_store in {FILE_NAME}, for all views",
+                )
+            else:
+                continue
+            place = locate(locations, bound.view, "storage", "offline")
+            yield str(DefinitionError(f"{what}: {why}", hint=hint, location=place))
 
     def _stored(
         self,

@@ -152,3 +152,32 @@ def test_what_an_engine_cannot_do_is_refused_at_apply(tmp_path: Path) -> None:
         store.apply([USER, USERS, PROFILE.model_copy(update={"engine": "flink"})])
     assert store.list_feature_views() == []
     store.close()
+
+
+def test_a_place_for_offline_rows_that_is_not_used_is_warned_of(tmp_path: Path) -> None:
+    def view(name: str, offline: str, rest: str) -> str:
+        return (
+            f"---\nfeature_view:\n  name: {name}\n  entities: [user]\n  features: [{{name: age, type: INT64}}]\n"
+            f"  storage:\n    offline: {offline}\n{rest}"
+        )
+
+    sql = "  schedule: daily\n  sql: SELECT user_id, MAX(age) AS age FROM users GROUP BY user_id\n"
+    (tmp_path / "feature_store.yaml").write_text("project: p\naliases: {cold: 'hbase://h:9090', warm: 's3://lake/p'}\n")
+    (tmp_path / "users.csv").write_text(f"user_id,age,city,at\n1,10,Rome,{AT}\n")
+    (tmp_path / "views.yaml").write_text(
+        "entity: {name: user, join_key: user_id}\n---\nsource: {name: users, path: users.csv, timestamp: at}\n"
+        + view("kept", "hbase://cold/ages", sql)
+        + view("latest", "hbase://cold/ages", "  source: users\n")
+        + view("lake", "s3://lake.example/ages", sql)
+        + view("aliased", "s3://warm", sql)
+    )
+    store = FeatureStore(tmp_path)
+    names = "which storage: offline names"
+    lake = "a single view's snapshots go to HBase only. Set offline_store in feature_store.yaml, for all views"
+    assert sorted(store.apply().warnings) == [
+        f'feature view "aliased": nothing is kept at s3://warm, {names}: {lake} (views.yaml:36)',
+        f'feature view "lake": nothing is kept at s3://lake.example/ages, {names}: {lake} (views.yaml:27)',
+        f'feature view "latest": nothing is kept at hbase://cold/ages, {names}: only snapshots of sql are kept '
+        "offline. Remove it: pushed rows rest in offline_store of feature_store.yaml (views.yaml:19)",
+    ]
+    store.close()

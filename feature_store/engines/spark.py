@@ -7,7 +7,7 @@ spark_snapshots  keys of very many events, out of tiles
 
 Spark brings rows together, by key or by key and tile, in order of time; the aggregates are those of `engines.windows`,
 which run in the executors over Arrow batches. What is computed goes from the executors to a sink or a Delta table: no
-rows pass through this process unless they are read here.
+rows pass through this process unless they are read here, and but for the tiles of heavy keys of a snapshot.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ class SparkJob(HistoricalJob):
 
     @cached_property
     def _joins(self) -> Joins:
-        return Joins(self._engine.reader)
+        return Joins(self._engine.reader, self._engine.spread)
 
     @cached_property
     def _found(self) -> Spine:

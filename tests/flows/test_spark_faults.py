@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from feature_store import FeatureStore
@@ -14,6 +15,7 @@ from feature_store.errors import FeatureStoreError, StoreUnavailableError
 from tests.flows.broken import END, add, error_of, events, make, start, visible
 from tests.flows.disks import fill, small_disk
 from tests.servers import RedisServer, S3Server, free_port
+from tests.servers.processes import command_line
 
 __all__ = ["small_disk"]
 
@@ -21,6 +23,7 @@ pytestmark = pytest.mark.timeout(600)
 
 ROWS = events(20_000, 8_000)
 DAYS = ("2024-04-18T12:00:00Z", END)
+_SUBMITTED = "org.apache.spark.deploy.SparkSubmit"
 LOCAL = {"engine": "spark", "engines": "{spark: 'local[2]'}"}
 
 
@@ -54,6 +57,29 @@ def test_a_disk_runs_full_while_a_snapshot_is_written(
         assert store.offline_store.partitions(path) == []
         assert visible(store)["d_queried"] is None
         filling.unlink()
+        store.materialize(*DAYS, ["d_queried"])
+        assert len(store.offline_store.partitions(path)) == 2
+    finally:
+        store.close()
+
+
+def test_files_cannot_grow_while_a_snapshot_is_written(spark_engine: SparkEngine, tmp_path: Path) -> None:
+    """A quota, as a limit on the size of the files that Spark's JVM writes."""
+    store = opened(tmp_path / "repo", **LOCAL)
+    try:
+        path = snapshots_path(store.catalog.views["d_queried"])
+        assert spark_engine.session
+        (jvm,) = (each for each in psutil.Process().children() if _SUBMITTED in command_line(each))
+        limits = jvm.rlimit(psutil.RLIMIT_FSIZE)
+        jvm.rlimit(psutil.RLIMIT_FSIZE, (8_192, limits[1]))
+        try:
+            message = said(lambda: store.materialize(*DAYS, ["d_queried"]))
+        finally:
+            jvm.rlimit(psutil.RLIMIT_FSIZE, limits)
+        assert f"{store.offline_store.path(path)} cannot be written now: " in message
+        assert "File too large" in message and "Check the free space" in message
+        assert store.offline_store.partitions(path) == []
+        assert visible(store)["d_queried"] is None
         store.materialize(*DAYS, ["d_queried"])
         assert len(store.offline_store.partitions(path)) == 2
     finally:

@@ -15,6 +15,7 @@ import pytest
 
 from feature_store import FeatureStore
 from feature_store.engines.spark import SparkEngine
+from feature_store.engines.spark_joins import Spread, collected
 from feature_store.errors import InvalidInputError, SourceError
 from tests.oracle import agrees
 
@@ -270,6 +271,33 @@ def test_what_is_wrong_with_entity_rows_is_said(
     for engine in ("spark", "local"):
         with pytest.raises(InvalidInputError, match=words):
             store.get_historical_features(change(entities(5)), features, engine=engine).to_arrow()
+
+
+@pytest.mark.parametrize("features", [["plain:amount"], ["moving:c7d", "moving:l3"]])
+def test_a_key_of_very_many_rows_is_spread(store: FeatureStore, features: list[str]) -> None:
+    """The answers of the user who asks most come from one partition, and with a smaller measure from several."""
+    engine: Any = store._engine("spark")
+    rows = entities(200).slice(0, 200)
+    rows = rows.set_column(1, "user_id", pa.array([1] * 200)).set_column(2, "shop", pa.array(["x"] * 200))
+    expected = store.get_historical_features(rows, features).to_arrow().select(["label", *_names(features)])
+    conf = {"spark.sql.adaptive.coalescePartitions.enabled": "false", "spark.sql.shuffle.partitions": "4"}
+    try:
+        for name, value in conf.items():
+            engine.session.conf.set(name, value)
+        for spread, apart in ((Spread(), False), (Spread(rows=30, one_in=1, slices=8), True)):
+            engine.spread = spread
+            frame = store.get_historical_features(rows, features, engine="spark").to_spark_df()
+            found = collected(frame.selectExpr("label", *_names(features), "spark_partition_id() AS place"))
+            assert (len(set(found["place"].to_pylist())) > 1) is apart
+            same(found.drop_columns(["place"]).sort_by("label"), expected.sort_by("label"))
+    finally:
+        engine.spread = Spread()
+        for name in conf:
+            engine.session.conf.unset(name)
+
+
+def _names(features: list[str]) -> list[str]:
+    return [each.partition(":")[2] for each in features]
 
 
 def test_spark_is_asked_for_by_name(store: FeatureStore, spark_engine: SparkEngine) -> None:
