@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from feature_store.engines.spark import SparkEngine
+from tests.jars import jars
 from tests.live import Live, repository
 from tests.servers import (
     FlinkCluster,
@@ -16,6 +18,7 @@ from tests.servers import (
     PostgresServer,
     RedisServer,
     S3Server,
+    SchemaServer,
     SparkCluster,
 )
 
@@ -155,3 +158,23 @@ def flink_cluster(request: pytest.FixtureRequest) -> Iterator[FlinkCluster]:
     failed = request.session.testsfailed
     yield cluster
     cluster.close(keep=request.session.testsfailed > failed)
+
+
+@pytest.fixture(params=["kafka", "flink"])
+def stream_engine(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[str, Any]]:
+    """Each engine of streams: its name, and the settings that it needs."""
+    if request.param == "kafka":
+        return "kafka", {}
+    pytest.importorskip("pyflink")
+    cluster: FlinkCluster = request.getfixturevalue("flink_cluster")
+    saved = (tmp_path / "saved").as_uri()
+    conf = {"pipeline.jars": f"{jars('flink')}/*.jar", "execution.checkpointing.savepoint-dir": saved}
+    return "flink", {"engines": {"flink": {"master": cluster.url, "conf": conf}}}
+
+
+@pytest.fixture
+def schema_server() -> Iterator[SchemaServer]:
+    """A schema registry that holds nothing yet."""
+    server = SchemaServer().start()
+    yield server
+    server.close()

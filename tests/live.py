@@ -14,10 +14,12 @@ from typing import Any
 
 import pyarrow as pa
 import yaml
+from confluent_kafka import ConsumerGroupTopicPartitions
 
 from feature_store import FeatureStore
 from feature_store.expressions.instants import to_datetime
 from feature_store.pipelines.streams import Streams
+from feature_store.pipelines.topics import group_of
 from tests.servers import KafkaServer
 
 VIEWS = """
@@ -116,6 +118,16 @@ class Live:
     def caught_up(self) -> bool:
         (status,) = self.streams.status(["clicks"])
         return bool(status["state"] == "running" and status["lag_events"] == 0)
+
+    def committed(self) -> dict[int, int]:
+        """The offsets that the group of the stream has committed, by partition."""
+        group, admin = group_of(self.store, "clicks"), self.kafka.client()
+        asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])
+        return {each.partition: each.offset for each in asked[group].result(30).topic_partitions}
+
+    def ends(self) -> dict[int, int]:
+        """The offsets behind the last messages of the topic, by partition."""
+        return {partition: end for partition, (_, end) in self.store.topic("clicks").ranges().items()}
 
     def online(self, features: Sequence[str], users: int) -> dict[str, list[Any]]:
         rows = [{"user_id": user} for user in range(users)]

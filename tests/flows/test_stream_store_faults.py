@@ -17,10 +17,9 @@ from feature_store.expressions.instants import DAY, HOUR, MINUTE, to_datetime
 from feature_store.pipelines.stream_task import StreamTask
 from feature_store.storage.online import Row
 from tests.flows.disks import fill, mounted
-from tests.live import Live, made, repository, until
+from tests.live import FEATURES, Live, made, repository, until
+from tests.load import USERS, Load, expected
 from tests.servers import KafkaServer, PostgresServer, RedisServer
-
-FEATURES = ["counts:n", "counts:total", "counts:newest", "latest:x"]
 
 
 @pytest.fixture
@@ -63,6 +62,7 @@ def test_a_redis_that_hangs_holds_the_stream_back(
     live.send(made(100, 4, [MINUTE]))
     live.work()
     until(live.caught_up)
+    taken = live.ends()
     redis.pause(True)
     live.send(made(20_000, 4, [MINUTE], start=100))
     until(lambda: f"127.0.0.1:{redis.port}" in str(status(live)["error"]))
@@ -71,10 +71,48 @@ def test_a_redis_that_hangs_holds_the_stream_back(
     live.stop()  # it does not wait for Redis: what was not taken is read again
     assert time.monotonic() - began < 30
     assert status(live)["workers"] == 0
+    assert all(at <= taken[partition] for partition, at in live.committed().items())
     redis.pause(False)
     live.work()
     until(live.caught_up)
     close(live, 4, 20_100)
+
+
+@pytest.mark.timeout(400)
+def test_a_slow_redis_holds_the_stream_back(
+    tmp_path: Path, kafka_server: KafkaServer, redis: RedisServer, stream_engine: tuple[str, dict[str, Any]]
+) -> None:
+    """Events come faster than it takes them for a while: they wait in the topic, and that is no fault."""
+    (engine, settings), topic = stream_engine, kafka_server.topic(2)
+    root = tmp_path / "repo"
+    root.mkdir()
+    settings |= {"online_store": redis.url}
+    live = Live(repository(root, kafka_server, topic, engine, settings), kafka_server, topic)
+    load = Load(kafka_server, topic, 1000)
+    live.fs("stream", "start")
+    seen: list[dict[str, Any]] = []
+
+    def behind() -> int:
+        """How often more waited than what comes between two looks of a worker at how far it is."""
+        seen.append(status(live))
+        return sum(each["lag_events"] > 1500 for each in seen)
+
+    try:
+        load.start()
+        until(lambda: status(live)["events"], 120)
+        with redis.slow(2.0):
+            until(lambda: behind() > 5 and len(load.acknowledged) > 15_000, 120)
+        events = load.stop()
+        until(live.caught_up, 120)
+    finally:
+        live.fs("stream", "stop")
+    assert {(each["state"], each["error"]) for each in seen} == {("running", None)}
+    found, past = live.online(FEATURES, USERS), live.history(FEATURES, USERS)
+    assert found == {"user_id": [*range(USERS)]} | expected(events)
+    assert found == {name: past[name] for name in found}
+    log = live.store.offline_store.read("stream/clicks").column("id").to_pylist()
+    assert sorted(log) == [*range(len(events))]
+    live.store.close()
 
 
 def test_a_redis_that_forgot_everything_is_filled_again(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import threading
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from typing import Any
 from uuid import UUID
@@ -45,6 +43,8 @@ from feature_store.types import (
 )
 from feature_store.values import json_value, read_value
 from tests import strategies
+from tests.messages import record, record_schema
+from tests.servers import SchemaServer, free_port
 
 NOW = instant("2026-03-01T12:00:00Z")
 AT = "2026-03-01T11:00:00Z"
@@ -78,17 +78,6 @@ def decode(decoder: Decoder, messages: Sequence[bytes | None], now: int = NOW) -
 
 def text(**values: Any) -> bytes:
     return json.dumps({"at": AT} | values).encode()
-
-
-def record(schema: Any, values: Mapping[str, Any], head: bytes = b"") -> bytes:
-    out = BytesIO(head)
-    out.seek(len(head))
-    fastavro.schemaless_writer(out, fastavro.parse_schema(schema), values)
-    return out.getvalue()
-
-
-def record_schema(**fields: Any) -> dict[str, Any]:
-    return {"type": "record", "name": "r", "fields": [{"name": name, "type": type_} for name, type_ in fields.items()]}
 
 
 def avro_type(type_: Type) -> Any:
@@ -397,52 +386,6 @@ def test_logical_types_are_what_they_say() -> None:
         assert told.startswith(reason)
 
 
-class Registry(ThreadingHTTPServer):
-    """A schema registry, as far as it is read."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.schemas: dict[str, Any] = {}
-        self.user = ""
-        self.asked: list[str] = []
-        self.broken: tuple[int, bytes] | None = None
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.server_port}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Registry
-
-    def do_GET(self) -> None:
-        self.server.asked.append(self.path)
-        status, body = 200, self.server.schemas.get(self.path)
-        if self.server.user and self.headers["Authorization"] != self.server.user:
-            status, body = 401, {"error_code": 401, "message": "Unauthorized"}
-        elif body is None:
-            status, body = 404, {"error_code": 40403, "message": "Schema not found"}
-        answer = json.dumps(body).encode()
-        status, answer = self.server.broken or (status, answer)
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def registry() -> Iterator[Registry]:
-    with Registry() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
 MILLIS = {"type": "long", "logicalType": "timestamp-millis"}
 OLD = record_schema(at=MILLIS, gone="string")
 NEW = record_schema(at=MILLIS, price="int", more=["null", "string"])
@@ -451,20 +394,20 @@ READ["fields"][1]["default"] = -1
 TIME = datetime(2026, 2, 1, tzinfo=UTC)
 
 
-def test_records_of_any_schema_are_read_as_the_one_there_is(registry: Registry) -> None:
+def test_records_of_any_schema_are_read_as_the_one_there_is(schema_server: SchemaServer) -> None:
     """Each schema is asked for once; what is not there is asked for again, in the next batch too."""
-    registry.schemas = {f"/schemas/ids/{n}": {"schema": json.dumps(each)} for n, each in ((1, OLD), (2, NEW))}
-    registry.schemas["/schemas/ids/3"] = {"schema": "{}", "schemaType": "PROTOBUF"}
-    registry.schemas["/schemas/ids/4"] = {"schema": json.dumps(record_schema(at="string"))}
-    registry.schemas["/schemas/ids/5"] = {"schema": '"long"'}
-    registry.schemas["/schemas/ids/6"] = {"schema": '{"type": "record"}'}
-    client = SchemaRegistry(f"http://{registry.address}/")
+    schema_server.schemas = {f"/schemas/ids/{n}": {"schema": json.dumps(each)} for n, each in ((1, OLD), (2, NEW))}
+    schema_server.schemas["/schemas/ids/3"] = {"schema": "{}", "schemaType": "PROTOBUF"}
+    schema_server.schemas["/schemas/ids/4"] = {"schema": json.dumps(record_schema(at="string"))}
+    schema_server.schemas["/schemas/ids/5"] = {"schema": '"long"'}
+    schema_server.schemas["/schemas/ids/6"] = {"schema": '{"type": "record"}'}
+    client = SchemaRegistry(f"http://{schema_server.address}/")
     schema = Schema.of(at=TIMESTAMP, price=INT64)
     old = record(OLD, {"at": TIME, "gone": "x"}, b"\0\0\0\0\1")
     new = record(NEW, {"at": TIME, "price": 5, "more": None}, b"\0\0\0\0\2")
     others = [bytes([0, 0, 0, 0, n]) + b"\2" for n in (3, 4, 5, 6, 9)]
     for read, missing in ((READ, -1), (None, None)):
-        registry.asked.clear()
+        schema_server.asked.clear()
         made = decoder(schema, read, client.schema)
         found = decode(made, [old, *others, new, old, new[:5], b"\1\2", b""])
         assert found.rows["price"].to_pylist() == [missing, 5, missing]
@@ -477,16 +420,16 @@ def test_records_of_any_schema_are_read_as_the_one_there_is(registry: Registry) 
         else:
             assert reasons[3] == "it is a number, not an object with a value a column"
         assert reasons[4].startswith("schema 6: it is no Avro schema: ")
-        assert reasons[5] == f"the schema registry at http://{registry.address} has no /schemas/ids/9"
+        assert reasons[5] == f"the schema registry at http://{schema_server.address} has no /schemas/ids/9"
         assert reasons[8] == "schema 2: it is no record of its schema: it ends too early"
         assert reasons[9] == reasons[10] == "it does not begin with a zero and 4 bytes with the id of its schema"
-        assert registry.asked.count("/schemas/ids/1") == registry.asked.count("/schemas/ids/2") == 1
-        registry.schemas["/schemas/ids/9"] = {"schema": '"long"'}
+        assert schema_server.asked.count("/schemas/ids/1") == schema_server.asked.count("/schemas/ids/2") == 1
+        schema_server.schemas["/schemas/ids/9"] = {"schema": '"long"'}
         assert dict(decode(made, [others[-1]]).bad)[0] != reasons[5]
-        del registry.schemas["/schemas/ids/9"]
+        del schema_server.schemas["/schemas/ids/9"]
 
 
-def test_types_of_other_schemas_are_found(registry: Registry) -> None:
+def test_types_of_other_schemas_are_found(schema_server: SchemaServer) -> None:
     price = {"type": "record", "name": "Price", "namespace": "a.b", "fields": [{"name": "amount", "type": "Amount"}]}
     amount = {"type": "enum", "name": "Amount", "namespace": "a.b", "symbols": ["LOW", "HIGH"]}
     plain = {"type": "record", "name": "Plain", "fields": [{"name": "x", "type": "int"}]}
@@ -494,7 +437,7 @@ def test_types_of_other_schemas_are_found(registry: Registry) -> None:
         at=MILLIS, price="a.b.Price", again=["null", "a.b.Price"], amount="a.b.Amount", plain=["Plain", "null"]
     )
     refers = {"name": "a.b.Amount", "subject": "amounts/v", "version": 2}
-    registry.schemas = {
+    schema_server.schemas = {
         "/schemas/ids/1": {
             "schema": json.dumps(whole),
             "references": [
@@ -515,44 +458,43 @@ def test_types_of_other_schemas_are_found(registry: Registry) -> None:
     out.seek(5)
     values = {"at": TIME, "price": high, "again": high, "amount": "LOW", "plain": {"x": 1}}
     fastavro.schemaless_writer(out, fastavro.parse_schema(whole, named), values)
-    client = SchemaRegistry(f"http://{registry.address}")
+    client = SchemaRegistry(f"http://{schema_server.address}")
     found = decode(decoder(Schema.of(at=TIMESTAMP, amount=STRING), None, client.schema), [out.getvalue()])
     assert found.rows.to_pylist() == [{"at": TIME, "amount": "LOW"}]
 
 
-def test_a_registry_that_does_not_answer_makes_no_message_bad(registry: Registry) -> None:
-    registry.schemas["/schemas/ids/1"] = {"schema": json.dumps(OLD)}
+def test_a_registry_that_does_not_answer_makes_no_message_bad(schema_server: SchemaServer) -> None:
+    schema_server.schemas["/schemas/ids/1"] = {"schema": json.dumps(OLD)}
     message = record(OLD, {"at": TIME, "gone": "x"}, b"\0\0\0\0\1")
-    made = decoder(Schema.of(at=TIMESTAMP), None, SchemaRegistry(f"http://{registry.address}").schema)
+    made = decoder(Schema.of(at=TIMESTAMP), None, SchemaRegistry(f"http://{schema_server.address}").schema)
     for status, error, said in (
         (503, StoreUnavailableError, "answers 503 Service Unavailable"),
         (429, StoreUnavailableError, "answers 429 Too Many Requests"),
         (404, SourceError, "does not answer /schemas/ids/1 as a schema registry does: 404 Not Found"),
         (200, SourceError, "does not answer /schemas/ids/1 as a schema registry does. Check"),
     ):
-        registry.broken = (status, b"<html>")
+        schema_server.broken = (status, b"<html>")
         with pytest.raises(error, match=said):
             decode(made, [message])
-    registry.broken = None
+    schema_server.broken = None
     assert decode(made, [message]).rows.num_rows == 1
 
 
 def test_a_registry_that_is_not_there() -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
-        url = f"http://a:secret@127.0.0.1:{server.server_port}"
+    url = f"http://a:secret@127.0.0.1:{free_port()}"
     with pytest.raises(StoreUnavailableError, match=r"does not answer: .*refused") as error:
         SchemaRegistry(url).schema(1)
     assert "secret" not in str(error.value)
 
 
-def test_a_registry_with_a_password(registry: Registry) -> None:
-    registry.user = "Basic " + b64encode(b"me:p@ss:word").decode()
-    registry.schemas["/schemas/ids/1"] = {"schema": '"long"'}
-    assert SchemaRegistry(f"http://me:p%40ss%3Aword@{registry.address}").schema(1) == '"long"'
+def test_a_registry_with_a_password(schema_server: SchemaServer) -> None:
+    schema_server.user = "Basic " + b64encode(b"me:p@ss:word").decode()
+    schema_server.schemas["/schemas/ids/1"] = {"schema": '"long"'}
+    assert SchemaRegistry(f"http://me:p%40ss%3Aword@{schema_server.address}").schema(1) == '"long"'
     with pytest.raises(SourceError, match=r"answers 401 Unauthorized\. Write the user and the password"):
-        SchemaRegistry(f"http://{registry.address}").schema(1)
+        SchemaRegistry(f"http://{schema_server.address}").schema(1)
     with pytest.raises(NotFoundError):
-        SchemaRegistry(f"http://me:p%40ss%3Aword@{registry.address}").schema(2)
+        SchemaRegistry(f"http://me:p%40ss%3Aword@{schema_server.address}").schema(2)
 
 
 def test_what_is_no_schema_is_said_at_once() -> None:

@@ -10,6 +10,7 @@ from tests.servers.postgres import PostgresServer
 from tests.servers.processes import free_port
 from tests.servers.redis import RedisCluster, RedisServer
 from tests.servers.s3 import S3Server
+from tests.servers.schemas import SchemaServer
 from tests.servers.spark import SparkCluster
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "RedisCluster",
     "RedisServer",
     "S3Server",
+    "SchemaServer",
     "SecureKafka",
     "SparkCluster",
     "free_port",

@@ -6,7 +6,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import redis
@@ -70,6 +73,26 @@ class RedisServer:
         """Let it hang, or go on."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP if paused else signal.SIGCONT)
+
+    @contextmanager
+    def slow(self, seconds: float) -> Iterator[None]:
+        """While it lasts, a write waits for so long, and then many may get through at once. Reads do not wait."""
+        ended = threading.Event()
+
+        def hold() -> None:
+            with self.client() as client:
+                while not ended.wait(0.05):
+                    client.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
+                    ended.wait(seconds)
+                    client.execute_command("CLIENT", "UNPAUSE")  # its own end may be seen late, when it is paused again
+
+        holder = threading.Thread(target=hold, daemon=True)
+        holder.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            holder.join()
 
     def close(self) -> None:
         self.stop()
