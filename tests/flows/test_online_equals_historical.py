@@ -314,13 +314,13 @@ orders = st.permutations([0, 1, 2, 3, 4])
 
 
 @given(repos, histories(), orders)
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=18, deadline=None, suppress_health_check=list(HealthCheck))
 def test_sqlite(repo: Repo, history: tuple[int, list[Row]], order: list[int]) -> None:
     check(repo, *history, order, "sqlite:///data/online.db")
 
 
 @given(repos, histories(), orders)
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 def test_redis(redis_url: str, repo: Repo, history: tuple[int, list[Row]], order: list[int]) -> None:
     check(repo, *history, order, redis_url)
 
