@@ -52,7 +52,9 @@ from feature_store.types import Schema, Type
 if TYPE_CHECKING:
     from feature_store.storage.offline import OfflineStore
 
-_SETTINGS = "SET SESSION TimeZone = 'UTC'; SET SESSION preserve_insertion_order = false"
+_SETTINGS = (  # no bar on the standard output, which DuckDB shows in an interpreter that runs no file
+    "SET SESSION TimeZone = 'UTC'; SET SESSION preserve_insertion_order = false; SET enable_progress_bar = false"
+)
 _SPARING = {"allocator_flush_threshold": "1MiB", "allocator_bulk_deallocation_flush_threshold": "1MiB"}
 
 _UNREACHABLE = re.compile(r"^[\w.]*StoreUnavailableError: (.+)$", re.MULTILINE)
