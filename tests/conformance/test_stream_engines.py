@@ -1,7 +1,7 @@
 """What reads streams gives the values that batch gives and the contract means: expressions, and every aggregate.
 
 Events go through a real topic into a consumer group and into a job of Flink; then what is read online is compared with
-brute force, and so is what history says of the log that the stream has landed.
+brute force, and so are what history says of the log that the stream has landed, and what batch writes from it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ from feature_store.types import INT64, TIMESTAMP, Schema
 from feature_store.values import json_writer
 from tests import scalars
 from tests.conformance import histories
-from tests.jars import jars
 from tests.live import Live, until
-from tests.servers import FlinkCluster, KafkaServer
+from tests.servers import KafkaServer
 
 pytestmark = pytest.mark.timeout(400)
 USERS = 5
@@ -40,28 +39,25 @@ _LATE = 36 * DAY
 _HOP = 5 * MINUTE
 """Answers change at its multiples."""
 
-Make = Callable[[Schema, dict[str, Any]], Live]
+Make = Callable[..., Live]
 
 
-@pytest.fixture(params=["kafka", "flink"])
-def make(request: pytest.FixtureRequest, tmp_path: Path, kafka_server: KafkaServer, kafka_topic: str) -> Make:
+@pytest.fixture
+def make(
+    stream_engine: tuple[str, dict[str, Any]], tmp_path: Path, kafka_server: KafkaServer, kafka_topic: str
+) -> Make:
     """Makes a repository of one view over a source of `id`, `user_id`, `at` and some columns, and starts its stream."""
-    settings: dict[str, Any] = {"project": "p", "kafka": {"brokers": kafka_server.url}}
-    if request.param == "flink":
-        pytest.importorskip("pyflink")
-        cluster: FlinkCluster = request.getfixturevalue("flink_cluster")
-        saved = (tmp_path / "saved").as_uri()
-        conf = {"pipeline.jars": f"{jars('flink')}/*.jar", "execution.checkpointing.savepoint-dir": saved}
-        settings["engines"] = {"flink": {"master": cluster.url, "conf": conf}}
+    engine, of_engine = stream_engine
+    settings = {"project": "p", "kafka": {"brokers": kafka_server.url}} | of_engine
 
-    def made(columns: Schema, view: dict[str, Any]) -> Live:
+    def made(columns: Schema, view: dict[str, Any], unique: bool = True) -> Live:
         every = [*Schema.of(id=INT64, user_id=INT64, at=TIMESTAMP), *columns]
         source = {
             "name": "clicks",
             "timestamp": "at",
-            "unique": ["id"],
+            "unique": ["id"] if unique else [],
             "columns": [{"name": each.name, "type": str(each.type)} for each in every],
-            "stream": {"engine": request.param, "kafka": {"topic": kafka_topic}},
+            "stream": {"engine": engine, "kafka": {"topic": kafka_topic}},
         }
         source |= {"created": "created"} if "created" in columns.names else {}
         user = {"name": "user", "join_key": "user_id", "type": "INT64"}
@@ -91,11 +87,11 @@ def written(columns: Mapping[str, Sequence[Any]], schema: Schema) -> list[dict[s
     return [dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)]
 
 
-def sent(live: Live, events: Sequence[dict[str, Any]], rng: random.Random) -> None:
-    """Send events, some of them twice, in no order; all are taken when it returns, and none was bad."""
-    twice = [*events, *rng.sample(events, len(events) // 4)]
-    rng.shuffle(twice)
-    live.send(twice)
+def sent(live: Live, events: Sequence[dict[str, Any]], rng: random.Random, twice: bool = True) -> None:
+    """Send events in no order, some of them `twice`; all are taken when it returns, and none was bad."""
+    told = [*events, *(rng.sample(events, len(events) // 4) if twice else ())]
+    rng.shuffle(told)
+    live.send(told)
     until(live.caught_up)
     (status,) = live.streams.status(["clicks"])
     assert (status["bad"], status["error"]) == (0, None)
@@ -137,13 +133,20 @@ def _spine(users: Sequence[dict[str, Any]], at: int) -> pa.Table:
     return pa.Table.from_pylist([user | {"event_timestamp": to_datetime(at)} for user in users])
 
 
-def test_aggregates_are_those_of_batch_and_of_brute_force(make: Make) -> None:
-    """Every function over every type, of events up to three windows late, shuffled, some of them twice."""
-    rng = random.Random(5)
+@pytest.mark.parametrize(
+    ("stream_engine", "seed", "unique"),
+    [("kafka", 5, True), ("flink", 5, True), ("kafka", 11, True), ("kafka", 8, False)],
+    indirect=["stream_engine"],
+)
+def test_aggregates_are_those_of_batch_and_of_brute_force(make: Make, seed: int, unique: bool) -> None:
+    """Every function over every type, of events up to three windows late, shuffled, some of them twice where events
+    have a name."""
+    rng = random.Random(seed)
     windows = histories.every_window()
     live = make(
         Schema((*Schema.of(created=TIMESTAMP), *histories.VALUES)),
         {"name": "all", "aggregations": [_aggregation(window) for window in windows]},
+        unique,
     )
     bound = live.store.catalog.view("all")
     assert isinstance(bound, BoundView) and isinstance(bound.relation, Windows)
@@ -155,17 +158,19 @@ def test_aggregates_are_those_of_batch_and_of_brute_force(make: Make) -> None:
     schema = Schema((*Schema.of(id=INT64, user_id=INT64, at=TIMESTAMP, created=TIMESTAMP), *histories.VALUES))
     users = [{"user_id": n} for n in range(USERS + 1)]
     try:
-        sent(live, written(columns, schema), rng)
+        sent(live, written(columns, schema), rng, twice=unique)
         at, found = _read(live, users)
     finally:
         live.fs("stream", "stop")
     past = live.store.get_historical_features(_spine(users, at), ["all"]).to_arrow()
+    live.fs("stream", "bootstrap", "all", "--again")
+    later, batch = _read(live, users)
     for window in bound.relation.windows:
         for user in range(USERS + 1):
             known = histories.Found.of(window, [each for each in made if each.key == user])
-            for answers in (found, past):
+            for when, answers in ((at, found), (at, past), (later, batch)):
                 (answer,) = scalars.from_arrow(answers[window.name].slice(user, 1), window.type)
-                assert known.agrees(answer, at), (window.name, user, answer)
+                assert known.agrees(answer, when), (window.name, user, answer)
     live.store.close()
 
 

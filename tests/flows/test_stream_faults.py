@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
-import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from feature_store.expressions.instants import DAY, HOUR, MINUTE, to_datetime
 from tests.jars import jars
 from tests.live import FEATURES, VIEWS, Event, Live, repository, until
+from tests.load import USERS, WEEK, Load, expected
 from tests.servers import FlinkCluster, KafkaServer, RedisServer
 
 pytestmark = pytest.mark.timeout(600)
-
-USERS = 20
-AGES = [MINUTE, 2 * MINUTE, 3 * HOUR, DAY, 3 * DAY, 6 * DAY, 20 * DAY]
-LATER = """
----
-feature_view:
-  name: week
-  entities: [user]
-  source: clicks
-  aggregations:
-    - {name: seen, function: count, window: 7d}
-    - {name: mean, function: mean, column: x, window: 7d}
-"""
 
 
 @pytest.fixture
@@ -47,59 +36,6 @@ def redis() -> Iterator[RedisServer]:
     server.close()
 
 
-class Load(threading.Thread):
-    """Sends events until told to stop; `acknowledged` has those that Kafka has taken."""
-
-    def __init__(self, kafka: KafkaServer, topic: str, rate: int) -> None:
-        super().__init__(daemon=True)
-        self._producer = kafka.producer(**{"linger.ms": 5, "delivery.timeout.ms": 300_000})
-        self._topic, self._rate = topic, rate
-        self._ended = threading.Event()
-        self.acknowledged: list[Event] = []
-        self.refused: list[str] = []
-
-    def run(self) -> None:
-        number = 0
-        while not self._ended.wait(0.05):
-            now = time.time_ns() // 1000
-            for _ in range(self._rate // 20):
-                at = to_datetime(now - AGES[number % len(AGES)] - number).isoformat()
-                event = {"id": number, "user_id": number * 7 % USERS, "x": number, "at": at}
-                self._send(event)
-                number += 1
-            self._producer.poll(0)
-
-    def _send(self, event: Event) -> None:
-        def told(error: object, _: object) -> None:
-            (self.refused if error else self.acknowledged).append(str(error) if error else event)  # type: ignore[arg-type]
-
-        self._producer.produce(
-            self._topic, json.dumps(event).encode(), str(event["user_id"]).encode(), on_delivery=told
-        )
-
-    def stop(self) -> list[Event]:
-        self._ended.set()
-        self.join()
-        assert self._producer.flush(120) == 0 and not self.refused
-        return self.acknowledged
-
-
-def expected(events: list[Event]) -> dict[str, list[int | None]]:
-    """By brute force: what is in which window is plain, no event is near an edge."""
-    found: dict[str, list[int | None]] = {name.partition(":")[2]: [] for name in FEATURES}
-    now = time.time_ns() // 1000
-    for user in range(USERS):
-        mine = sorted((event for event in events if event["user_id"] == user), key=lambda event: event["at"])
-        recent = [event for event in mine if event["at"] >= to_datetime(now - 50 * MINUTE).isoformat()]
-        week = [event for event in mine if event["at"] >= to_datetime(now - 6 * DAY - HOUR).isoformat()]
-        found["n"].append(len(recent))
-        found["total"].append(sum(event["x"] for event in week))
-        found["newest"].append(recent[-1]["x"])
-        found["x"].append(mine[-1]["x"])
-        found["twice"].append(2 * mine[-1]["x"])
-    return found
-
-
 def test_whatever_dies_every_acknowledged_event_counts_once(
     tmp_path: Path, kafka: KafkaServer, redis: RedisServer
 ) -> None:
@@ -107,10 +43,6 @@ def test_whatever_dies_every_acknowledged_event_counts_once(
     live = Live(repository(tmp_path, kafka, topic, settings={"online_store": redis.url}), kafka, topic)
     load = Load(kafka, topic, 600)
     workers = [live.process(), live.process()]
-
-    def wait_for_more(count: int) -> None:
-        more = len(load.acknowledged) + count
-        until(lambda: len(load.acknowledged) >= more, 120)
 
     def kill_worker() -> None:
         dead = workers.pop(chance.randrange(len(workers)))
@@ -122,32 +54,32 @@ def test_whatever_dies_every_acknowledged_event_counts_once(
         """It is taken for dead, and wakes up after another has gone on."""
         held = workers[chance.randrange(len(workers))]
         held.send_signal(signal.SIGSTOP)
-        wait_for_more(600 * 8)
+        load.more(600 * 8)
         held.send_signal(signal.SIGCONT)
 
     def kill_redis() -> None:
         redis.stop()
-        wait_for_more(300)
+        load.more(300)
         redis.start()
 
     def hang_redis() -> None:
         redis.pause(True)
-        wait_for_more(1200)
+        load.more(1200)
         redis.pause(False)
 
     def kill_kafka() -> None:
         kafka.stop()
         kafka.start()
-        wait_for_more(1)
+        load.more(1)
 
     faults = [kill_worker, kill_redis, kill_kafka, pause_worker, kill_worker, hang_redis, kill_redis, kill_kafka]
     try:
         load.start()
         for fault in faults:
-            wait_for_more(chance.randrange(200, 1500))
+            load.more(chance.randrange(200, 1500))
             fault()
             if fault is pause_worker:  # a view that begins in the middle of it all
-                (tmp_path / "views.yaml").write_text(VIEWS.format(topic=topic, engine="kafka") + LATER)
+                (tmp_path / "views.yaml").write_text(VIEWS.format(topic=topic, engine="kafka") + WEEK)
                 live.store.apply()
         live.fs("stream", "bootstrap", "week")
         events = load.stop()
@@ -183,6 +115,7 @@ def flink() -> Iterator[FlinkCluster]:
 def test_whatever_dies_of_flink_every_acknowledged_event_counts_once(
     tmp_path: Path, kafka: KafkaServer, redis: RedisServer, flink: FlinkCluster
 ) -> None:
+    """Its parts and what it works with die at any moment, some while another is away, whether it works again or not."""
     topic = kafka.topic(3)
     conf = {"pipeline.jars": f"{jars('flink')}/*.jar", "parallelism.default": 2}
     conf |= {"execution.checkpointing.interval": "1 s", "restart-strategy.exponential-delay.max-backoff": "2 s"}
@@ -190,45 +123,63 @@ def test_whatever_dies_of_flink_every_acknowledged_event_counts_once(
     settings = {"online_store": redis.url, "engines": {"flink": {"master": flink.url, "conf": conf}}}
     live = Live(repository(tmp_path, kafka, topic, "flink", settings), kafka, topic)
     load = Load(kafka, topic, 400)
+    seed = int(os.environ.get("FAULTS_SEED") or time.time_ns() % 10_000)
+    print(f"FAULTS_SEED={seed}")  # shown where the test fails
+    chance = random.Random(seed)
     watch = live.process()  # submits the job, and again where the cluster has lost it
-
-    def wait_for_more(count: int) -> None:
-        more = len(load.acknowledged) + count
-        until(lambda: len(load.acknowledged) >= more, 120)
 
     def goes_on() -> bool:
         (status,) = live.streams.status(["clicks"])
         return status["state"] == "running" and status["lag_events"] is not None and status["lag_events"] < 1000
 
+    def pause(most: float) -> None:
+        """Faults come at moments that nothing else decides."""
+        time.sleep(chance.uniform(0.2, most))
+
     def kill_task_manager() -> None:
         flink.kill_task_manager()
+        pause(2)
         flink.start()
 
     def kill_job_manager() -> None:
         flink.kill_job_manager()
+        pause(2)
         flink.start()
 
-    def kill_redis() -> None:
+    @contextmanager
+    def no_redis() -> Iterator[None]:
         redis.stop()
-        wait_for_more(200)
+        pause(3)
+        yield
         redis.start()
 
-    def kill_kafka() -> None:
+    @contextmanager
+    def no_kafka() -> Iterator[None]:
         kafka.stop()
+        pause(3)
+        yield
         kafka.start()
 
-    faults = [flink.kill_worker, kill_redis, kill_task_manager, kill_kafka, kill_job_manager]
+    kills, absences = [flink.kill_worker, kill_task_manager, kill_job_manager], [no_redis, no_kafka]
+    rounds: list[tuple[Any, Any]] = [*((None, each) for each in kills), *((each, None) for each in absences)]
+    rounds += zip([*absences, chance.choice(absences)], chance.sample(kills, 3), strict=True)
+    chance.shuffle(rounds)
     try:
-        until(lambda: live.streams.status(["clicks"])[0]["state"] == "running", 180)
+        until(goes_on, 180)
         load.start()
-        for fault in faults:
-            wait_for_more(800)
-            until(goes_on, 180)
-            fault()
-            if fault is kill_redis:
-                (tmp_path / "views.yaml").write_text(VIEWS.format(topic=topic, engine="flink") + LATER)
+        load.more(800)
+        for number, (absence, kill) in enumerate(rounds):
+            if kill == flink.kill_worker:
+                until(flink.workers, 120)  # without one to kill it would be no fault
+            pause(6)
+            with absence() if absence else nullcontext():
+                if kill:
+                    kill()
+            if number == 3:  # a view that begins in the middle of it all
+                (tmp_path / "views.yaml").write_text(VIEWS.format(topic=topic, engine="flink") + WEEK)
                 live.store.apply()
-        wait_for_more(400)
+        until(goes_on, 180)
+        load.more(400)
         live.fs("stream", "bootstrap", "week")
         events = load.stop()
         until(live.caught_up, 240)

@@ -79,6 +79,26 @@ def test_a_stream_on_flink_reads_no_topic_for_another_one(live: Live) -> None:
     assert sorted(rows) == [*range(50), *range(1000, 1200), *range(2000, 2050)]
 
 
+@pytest.mark.parametrize("live", ["cluster"], indirect=True)
+def test_the_status_counts_checkpoints_and_restarts(live: Live, flink_cluster: FlinkCluster) -> None:
+    def shown() -> dict[str, Any]:
+        (status,) = json.loads(live.fs("stream", "status", "--json"))
+        return dict(status)
+
+    live.send(made(50, 2, [MINUTE]))
+    live.fs("stream", "start")
+    until(live.caught_up)
+    status = until(lambda: found if (found := shown())["checkpoints"] else None)
+    assert (status["restarts"], status["last_failure"]) == (0, None)
+    assert Path(status["checkpoint"]["path"].removeprefix("file:")).is_dir() and status["checkpoint"]["bytes"] > 0
+    flink_cluster.kill_worker()
+    live.send(made(50, 2, [MINUTE], start=50))
+    status = until(lambda: found if (found := shown())["restarts"] and found["job_state"] == "RUNNING" else None, 120)
+    assert status["last_failure"]
+    until(live.caught_up)
+    assert sum(live.online(["counts:total"], 2)["total"]) == sum(range(100))
+
+
 def _status(live: Live) -> dict[str, Any]:
     (status,) = live.streams.status(["clicks"])
     return status
