@@ -328,6 +328,7 @@ class _Membership:
         self._identity = self._topic.identity
         self._consumer = self._topic._consumer(group)
         self._mine: set[int] = set()
+        self._moved: dict[int, int] = {}
         self._errors: list[FeatureStoreError] = []
 
     def read(self, stop: threading.Event, failing: Callable[[FeatureStoreError | None], None]) -> None:
@@ -360,6 +361,9 @@ class _Membership:
         partitions = [each.partition for each in given]
         with self._kept():
             self._handler.revoked(partitions, lost)
+        if not lost:
+            with self._kept(), self._topic._failures():
+                self._commit()  # closing waits for it
         self._mine.difference_update(partitions)
         with self._kept(), self._topic._failures():
             self._consumer.incremental_unassign(given)
@@ -369,7 +373,6 @@ class _Membership:
 
     def _loop(self, stop: threading.Event, failing: Callable[[FeatureStoreError | None], None]) -> None:
         looked = heard = time.monotonic()
-        moved: dict[int, int] = {}
         while not stop.is_set():
             found = self._consumer.consume(1, 0.2)
             if found:
@@ -381,12 +384,12 @@ class _Membership:
             if suspect or now - looked > _LOOK_EVERY_S:
                 looked = now
                 self._look()  # before what was found is taken
-                self._commit(moved)
+                self._commit()
             if found:
                 heard = now
                 messages = _messages([message for message in found if message.partition() in self._mine])
                 self._handler.handle(messages, self._dead_letters.send)
-                moved |= messages.nexts
+                self._moved |= messages.nexts
             if self._mine:
                 failing(None)
 
@@ -399,9 +402,9 @@ class _Membership:
         if self._topic.identity != self._identity:
             raise SourceError(f"{self._topic} was deleted, and another one made of the same name")
 
-    def _commit(self, moved: dict[int, int]) -> None:
-        held = [TopicPartition(self._topic.name, p, at) for p, at in moved.items() if p in self._mine]
-        moved.clear()
+    def _commit(self) -> None:
+        held = [TopicPartition(self._topic.name, p, at) for p, at in self._moved.items() if p in self._mine]
+        self._moved.clear()
         if held:
             self._consumer.commit(offsets=held, asynchronous=True)
 
