@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.flows.broken import END, FS, add, events
 pytestmark = pytest.mark.timeout(900)
 
 ROWS = events(2_000, 50)
+USERS = {"user_id": list(range(55))}
 DEFINITIONS = """
 entity: {name: user, join_key: user_id, type: INT64}
 ---
@@ -46,7 +48,7 @@ FILL = """
 import json, sys
 from feature_store.engines.spark import SparkEngine
 
-engine = SparkEngine("local[2]", json.loads(sys.argv[1]))
+engine = SparkEngine("local[1]", json.loads(sys.argv[1]))
 session = engine.session
 session.sql("CREATE DATABASE shop")
 rows = session.read.parquet(sys.argv[2])
@@ -72,7 +74,7 @@ def test_a_table_of_a_metastore(tmp_path: Path) -> None:
         "spark.hadoop.javax.jdo.option.ConnectionURL": f"jdbc:derby:;databaseName={tmp_path}/metastore;create=true",
         "spark.driver.extraJavaOptions": f"-Dderby.system.home={tmp_path}",
         "spark.driver.memory": "512m",
-        "spark.sql.shuffle.partitions": "2",
+        "spark.sql.shuffle.partitions": "1",
     }
     filled = done(tmp_path, sys.executable, "-c", FILL, json.dumps(conf), str(file))
     assert filled.strip() == "2000"
@@ -80,30 +82,22 @@ def test_a_table_of_a_metastore(tmp_path: Path) -> None:
         tmp_path / "cluster",
         "table: shop.clicks",
         engine="spark",
-        engines={"spark": {"master": "local[2]", "conf": conf}},
+        engines={"spark": {"master": "local[1]", "conf": conf}},
     )
     asked = tmp_path / "asked.csv"
-    asked.write_text("user_id,event_timestamp\n" + "".join(f"{user},{END}\n" for user in range(55)))
-    answers = []
-    for root in (laptop, cluster):
-        out = tmp_path / f"{root.name}.parquet"
-        history = (
-            "get-historical-features",
-            "--entities",
-            str(asked),
-            "--features",
-            ",".join(FEATURES),
-            "-o",
-            str(out),
-        )
-        for command in (("apply",), ("materialize-incremental", END), history):
-            done(tmp_path, FS, "-c", str(root), *command)
-        store = FeatureStore(root)
-        online = store.online.get(FEATURES, {"user_id": list(range(55))}, now=instant(END)).to_dict()
-        answers.append((online, pq.read_table(out).to_pydict()))
-        store.close()
-    assert answers[1] == answers[0]
-    assert sum(n is not None for n in answers[0][0]["n"]) == sum(n is not None for n in answers[0][1]["n"]) == 50
+    asked.write_text("user_id,event_timestamp\n" + "".join(f"{user},{END}\n" for user in USERS["user_id"]))
+    out = tmp_path / "answer.parquet"
+    history = ("get-historical-features", "--entities", str(asked), "--features", ",".join(FEATURES), "-o", str(out))
+    for command in (("apply",), ("materialize-incremental", END), history):
+        done(tmp_path, FS, "-c", str(cluster), *command)
+    with closing(FeatureStore(laptop)) as store, closing(FeatureStore(cluster)) as other:
+        store.apply()
+        store.materialize_incremental(END)
+        expected = store.get_historical_features(asked, FEATURES).to_arrow().to_pydict()
+        assert pq.read_table(out).to_pydict() == expected
+        online = [each.online.get(FEATURES, USERS, now=instant(END)).to_dict() for each in (store, other)]
+    assert online[1] == online[0]
+    assert sum(n is not None for n in online[0]["n"]) == sum(n is not None for n in expected["n"]) == 50
 
 
 def done(folder: Path, *command: str) -> str:
