@@ -7,16 +7,23 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import psutil
 import pyarrow as pa
 import pytest
 
 from feature_store import FeatureStore
+from feature_store.definitions.catalog import BoundView
+from feature_store.definitions.tables import is_snapshot, latest_table, snapshot_table, tile_table
 from feature_store.engines.spark import SparkEngine
 from feature_store.expressions.instants import instant
+from feature_store.expressions.relations import Windows
 from feature_store.materialization.steps import chunks
+from feature_store.storage.online import OnlineStore, Table
 from tests.flows.broken import END, START, add, events, make, start, visible, wait_for
 from tests.servers import RedisServer, SparkCluster
+from tests.servers.processes import command_line
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -72,12 +79,58 @@ def materialize(store: FeatureStore) -> int:
     return sum(store.materialize(*run) for run in RUNS)
 
 
+class Watched:
+    """An online store that remembers which tables this process wrote to."""
+
+    def __init__(self, store: OnlineStore) -> None:
+        self._store = store
+        self.written: set[str] = set()
+
+    def write(self, table: Table, rows: pa.Table, keep_from: bytes | None = None) -> None:
+        self.written.add(table.name)
+        self._store.write(table, rows, keep_from)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def watched(store: FeatureStore) -> set[str]:
+    """The tables that this process writes to from now on."""
+    store.online_store = found = Watched(store.online_store)
+    return found.written
+
+
+def tables_of_rows(bound: BoundView) -> set[str]:
+    """Those of what is computed, without markers and epochs."""
+    if is_snapshot(bound):
+        return {snapshot_table(bound).name}
+    if isinstance(bound.relation, Windows):
+        return {tile_table(bound, hop).name for hop in bound.relation.levels}
+    return {latest_table(bound).name}
+
+
+def connected_workers(url: str) -> set[int]:
+    """The Python workers of this process's Spark that are connected to a server."""
+    below = psutil.Process().children(recursive=True)
+    workers = [each for each in below if "pyspark.daemon" in command_line(each)]
+    return {
+        each.pid
+        for each in workers
+        for connection in each.net_connections("tcp")
+        if connection.raddr and connection.raddr.port == urlsplit(url).port
+    }
+
+
 def test_spark_leaves_what_the_embedded_engine_leaves(
     spark_engine: SparkEngine, redis_url: str, tmp_path: Path, expected: tuple[dict[str, Any], dict[str, Any]]
 ) -> None:
     store = applied(tmp_path / "repo", redis_url, **LOCAL)
     try:
+        here = watched(store)
         assert materialize(store) > 5_000
+        rows = set[str]().union(*map(tables_of_rows, store.catalog.views.values()))
+        assert here and not here & rows, "this process writes markers and epochs, the executors write rows"
+        assert connected_workers(redis_url)
         assert visible(store) == expected[0]
         add(store.root, "late", LATE)
         store.materialize_incremental(END, ["a_latest", "b_moving"])
@@ -98,7 +151,12 @@ def test_executors_write_to_hbase(
 ) -> None:
     store = applied(tmp_path / "repo", hbase_url, **LOCAL)
     try:
+        here = watched(store)
         store.materialize(START, END, ["b_moving", "c_daily"])
+        assert not here & {
+            name for view in ("b_moving", "c_daily") for name in tables_of_rows(store.catalog.views[view])
+        }
+        assert connected_workers(hbase_url)
         found = visible(store)
         assert found["b_moving"] == expected[0]["b_moving"]
         assert found["c_daily"] == expected[0]["c_daily"]
@@ -111,7 +169,9 @@ def test_a_store_of_this_machine_is_written_by_the_driver(
 ) -> None:
     store = applied(tmp_path / "repo", "sqlite:///data/online.db", **LOCAL)
     try:
+        here = watched(store)
         store.materialize(START, END, ["c_daily"])
+        assert here >= tables_of_rows(store.catalog.views["c_daily"])
         assert visible(store)["c_daily"] == expected[0]["c_daily"]
     finally:
         store.close()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import redis
 
 from feature_store import FeatureStore
 from feature_store.definitions.tables import latest_table, snapshots_path
@@ -115,6 +116,30 @@ def test_an_incremental_run_fills_a_redis_that_lost_everything(
     assert visible(store) == expected
     assert store.offline_store.partitions(snapshots_path(store.catalog.views["d_queried"])) == kept
     assert store.materialize_incremental(END) == 0
+    store.close()
+
+
+@pytest.mark.parametrize("engine", ["local", pytest.param("spark", marks=pytest.mark.timeout(900))])
+def test_a_redis_that_was_flushed_is_rebuilt_by_one_command(tmp_path: Path, redis_url: str, engine: str) -> None:
+    settings = {"engine": "spark", "engines": "{spark: 'local[2]'}"} if engine == "spark" else {}
+    store = opened(make(tmp_path / "repo", redis_url, **settings))
+
+    def run() -> None:
+        process = start(store.root, "materialize-incremental", END)
+        out, err = process.communicate(timeout=400)
+        assert process.returncode == 0, out + err
+
+    def answers() -> dict[str, Any]:
+        return store.online.get("everything", {"user_id": list(range(300))}, now=instant(END)).to_dict()
+
+    run()
+    before = answers()
+    assert all(len(set(before[name])) > 5 for name in ("price", "s7d", "p400d", "dc400d", "n", "most"))
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+    assert not any(answers()["price"]) and not any(answers()["n"])
+    run()
+    assert answers() == before
     store.close()
 
 
