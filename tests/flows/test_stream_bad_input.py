@@ -18,6 +18,8 @@ from tests.flows.broken import fs
 from tests.live import FEATURES, VIEWS, Live, made, repository, until
 from tests.servers import KafkaServer
 
+pytestmark = pytest.mark.timeout(300)
+
 
 def status(live: Live) -> dict[str, Any]:
     (found,) = json.loads(live.fs("stream", "status", "--json"))
@@ -27,7 +29,7 @@ def status(live: Live) -> dict[str, Any]:
 
 def counted(live: Live, **wanted: Any) -> None:
     """Until the status counts so many: workers say so a moment after what they took is landed."""
-    until(lambda: live.caught_up() and wanted.items() <= status(live).items(), 120)
+    until(lambda: live.caught_up() and wanted.items() <= status(live).items(), 240)
 
 
 def totals(live: Live, users: int) -> list[Any]:

@@ -11,6 +11,8 @@ import pytest
 
 from tests.flows.broken import END, add, events, make
 
+pytestmark = pytest.mark.timeout(300)
+
 FEW, TIMES = 30_000, 8
 SINCE = "2024-04-01T00:00:00Z"  # all of it in one step: time is not what bounds it
 DEFINITIONS = """
