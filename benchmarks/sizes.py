@@ -32,6 +32,8 @@ class Size:
     """Events that wait in a topic when a worker starts."""
     stream_growth: int
     """How many of the larger numbers of keys streams are measured with."""
+    stream_outage: int
+    """Events that came while no worker ran."""
     stream_seconds: float
     """How long a freshness is measured."""
 
@@ -39,10 +41,10 @@ class Size:
 FULL = Size(
     "full", users=1_000_000, feast_users=100_000, rounds=3, seconds=2.0, source_rows=10_000_000,
     entity_rows=1_000_000, few_entities_rows=1_000_000, dask_rows=100_000, events=10_000_000, views=500,
-    stream_events=500_000, stream_growth=2, stream_seconds=20.0,
+    stream_events=500_000, stream_growth=2, stream_outage=7_200_000, stream_seconds=20.0,
 )  # fmt: skip
 QUICK = Size(
     "quick", users=50_000, feast_users=10_000, rounds=2, seconds=1.0, source_rows=500_000,
     entity_rows=50_000, few_entities_rows=100_000, dask_rows=20_000, events=500_000, views=500,
-    stream_events=150_000, stream_growth=1, stream_seconds=5.0,
+    stream_events=150_000, stream_growth=1, stream_outage=300_000, stream_seconds=5.0,
 )  # fmt: skip
