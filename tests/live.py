@@ -123,7 +123,8 @@ class Live:
         """The offsets that the group of the stream has committed, by partition."""
         group, admin = group_of(self.store, "clicks"), self.kafka.client()
         asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])
-        return {each.partition: each.offset for each in asked[group].result(30).topic_partitions}
+        found = asked[group].result(30).topic_partitions  # projects of one name share a group
+        return {each.partition: each.offset for each in found if each.topic == self.topic}
 
     def ends(self) -> dict[int, int]:
         """The offsets behind the last messages of the topic, by partition."""

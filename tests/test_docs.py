@@ -177,8 +177,10 @@ def yaml_blocks() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("where", "text"), list(yaml_blocks()))
-def test_an_example_in_yaml_loads(where: str, text: str, tmp_path: Path) -> None:
+def test_an_example_in_yaml_loads(where: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = set(_TOP_KEY.findall(text))
+    for variable in re.findall(r"\$\{(\w+)\}", text):
+        monkeypatch.setenv(variable, f"what {variable} holds")
     if keys <= set(Settings.model_fields):
         file = tmp_path / "feature_store.yaml"
         file.write_text(text if "project" in keys else f"{text}\nproject: docs\n", encoding="utf-8")

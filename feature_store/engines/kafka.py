@@ -108,7 +108,7 @@ class Topic:
                 code = error.args[0].code()
                 if code != KafkaError.TOPIC_ALREADY_EXISTS and (code not in _NO_RIGHTS or not self._exists):
                     raise
-        self._refuse(self._found, AclOperation.WRITE, "written")
+        self._refuse(self._made, AclOperation.WRITE, "written")
 
     def check(self) -> int:
         """The number of partitions; `SourceError` if the topic is not there or may not be read."""
@@ -136,6 +136,18 @@ class Topic:
         with self._failures():
             asked = self._admin.describe_topics(TopicCollection([self.name]), include_authorized_operations=True)
             return asked[self.name].result(TIMEOUT_S)
+
+    @property
+    def _made(self) -> Any:
+        """The same of a topic that was just made: not every broker knows it at once."""
+        until = time.monotonic() + TIMEOUT_S
+        while True:
+            try:
+                return self._found
+            except SourceError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
 
     @property
     def _exists(self) -> bool:

@@ -64,6 +64,7 @@ _ON_THIS_MACHINE = {
     "spark.databricks.delta.snapshotPartitions": "1",
     "spark.sql.shuffle.partitions": "16",
 }
+_LOCAL = re.compile(r"^local\[([^],]+)\]$")
 _LOOPBACK = re.compile(r"local(\[.*\])?|spark://(localhost|127\.0\.0\.1)(:\d+)?")
 _MARK = "feature_store in an executor: "
 _OURS = re.compile(_MARK + r"(\{.*\})")
@@ -223,12 +224,18 @@ def _stop(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def _patient(master: str) -> str:
+    """A local master that tries a task twice, as a cluster does more often: that an idle Python worker has died, Spark
+    learns from the next task that it gives it."""
+    return _LOCAL.sub(r"local[\1,2]", master)
+
+
 def _configured(master: str, conf: Mapping[str, str], folder: Path) -> dict[str, str]:
     local = _ON_THIS_MACHINE if _LOOPBACK.fullmatch(master) else {}
     settings = _PROCESS | local | _delta(conf) | {"spark.sql.warehouse.dir": str(folder / "warehouse")}
     python = os.environ.get("PYSPARK_PYTHON", sys.executable)
     given = {name: value for name, value in conf.items() if name != "spark.jars.packages"}
-    return settings | {"spark.pyspark.python": python} | given | _SESSION | {"spark.master": master}
+    return settings | {"spark.pyspark.python": python} | given | _SESSION | {"spark.master": _patient(master)}
 
 
 def _delta(conf: Mapping[str, str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
@@ -21,6 +22,8 @@ from feature_store.pipelines.runner import Outcome, Runner
 
 LOOK_EVERY_S = 5.0
 """How often to look for changed definitions, for retries that are due, and for views that a dead runner left."""
+
+_TOLD_EVERY_S = 0.1
 
 
 class Boundaries(BaseTrigger):  # type: ignore[misc]
@@ -46,7 +49,9 @@ class Scheduler:
     ) -> None:
         self._runner = runner
         self._notice = notice
+        self._told = False
         self._stopped = threading.Event()
+        self._looking = threading.Lock()
         self._known: dict[str, Scheduled] = {}
         self._busy: set[str] = set()
         self._lock = threading.Lock()
@@ -65,15 +70,24 @@ class Scheduler:
     def run(self) -> None:
         """Run until `stop`; what runs then ends after its present step, and its lease is released."""
         self._scheduler.start()
-        self._stopped.wait()
+        while not self._told:
+            time.sleep(_TOLD_EVERY_S)
+        self._stopped.set()
         self._runner.stop()
+        with self._looking:  # APScheduler waits for its jobs with locks held that adding jobs takes
+            pass
         self._scheduler.shutdown(wait=True)
 
     def stop(self, *_: Any) -> None:
-        """End `run`; may be called in a signal handler."""
-        self._stopped.set()
+        """End `run`; may be called in a signal handler, which must take no lock."""
+        self._told = True
 
     def _look(self) -> None:
+        with self._looking:
+            if not self._stopped.is_set():
+                self._take_over()
+
+    def _take_over(self) -> None:
         """Take over definitions that were applied, and run at once what is due and not run by its time."""
         try:
             found = self._runner.scheduled()
