@@ -406,12 +406,8 @@ class FeatureStore(Directory):
         """The versions that `after` removes or replaces and that hold rows online without a run that ended: what was
         pushed or streamed to them, of which only the store knows."""
         kept = {(view.name, view.version) for view in after.views.values()}
-        asked = {
-            (view.name, view.version): view
-            for view in before.views.values()
-            if view.view.online and (view.name, view.version) not in kept
-        }
-        asked = {key: view for key, view in asked.items() if through.get(key) is None}
+        views = {(view.name, view.version): view for view in before.views.values() if view.view.online}
+        asked = {key: view for key, view in views.items() if key not in kept and through.get(key) is None}
         if asked:
             self.refresh()  # it says where the tables of each view are
         return frozenset(key for key, view in asked.items() if self._has_rows(view))
