@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from feature_store.definitions import (
@@ -93,7 +93,7 @@ class FeatureStore(Directory):
 
     def __init__(self, repo_path: str | Path = ".", fs_yaml_file: str | Path | None = None) -> None:
         self.repository = Repository(Path(repo_path), Path(fs_yaml_file) if fs_yaml_file else None)
-        self._lock = Lock()
+        self._lock = RLock()
         self._state: State | None = None
         self._catalog: Catalog | None = None
         self._serving: Catalog | None = None
@@ -203,13 +203,18 @@ class FeatureStore(Directory):
 
     def refresh(self) -> bool:
         """Look whether the registry moved on, and if so take the new definitions; whether it did."""
+        return self._refresh()
+
+    def _refresh(self, committed: tuple[int, Catalog] | None = None) -> bool:
+        """`committed`: what the registry holds as of a serial, bound."""
         with self._lock:
             serial = self.registry.serial()
             self._looked_at = time.monotonic()
             if self._state is not None and self._state.serial == serial:
                 return False
             state = self.registry.load()
-            applied = self._bind_state(state)
+            is_known = committed is not None and committed[0] == state.serial
+            applied = committed[1] if committed and is_known else self._bind_state(state)
             earlier = self._bind_earlier(state, applied)
             aliased = self._own_stores(applied)
             self._earlier = {name: found.views[name] for name, found in earlier.items()}
@@ -324,23 +329,22 @@ class FeatureStore(Directory):
         self._start_over(catalog)
         views = self.catalog.views
         streamed = any(rows.streamed for name in histories.keys() & views.keys() for rows in views[name].inputs)
+        serial = plan.serial
         if not plan.is_empty:
-            self.registry.commit(plan.registry_changes(), plan.serial, versions=plan.versions)
+            serial = self.registry.commit(plan.registry_changes(), plan.serial, versions=plan.versions)
         if streamed:
             wait_for_workers(self.registry.streams)
         for history in histories.values():
             self._drop_tables(history)
-        self.refresh()
-        for bound in catalog.views.values():
-            for table in tables_of(bound) if bound.view.online else ():
-                self.online_store.create(table)
+        self._refresh((serial, catalog))
+        online = [bound for bound in catalog.views.values() if bound.view.online]
+        self.online_store.create(*(table for bound in online for table in tables_of(bound)))
         self._drop_retired()
         return plan
 
     def _start_over(self, catalog: Catalog) -> None:
         """Drop what is there of versions that streams are to fill as `catalog` says, and did once, but do not now: it
         lacks the events since then."""
-        self.refresh()
         read = [name for name, source in self.catalog.sources.items() if source.stream and source.stream.kafka]
         filled = {bound.table for source in read for bound in self.receivers(source)}
         for bound in catalog.views.values():
@@ -352,12 +356,15 @@ class FeatureStore(Directory):
                     self._drop_tables(same[-1:])
 
     def _plan(self, definitions: Iterable[Definition] | None, partial: bool = False) -> tuple[Plan, Catalog]:
-        state = self.registry.load()
-        before = self._bind_state(state)
         locations: Mapping[tuple[str, str], Location] = {}
         warnings: Sequence[str] = ()
         if definitions is None:
             self.repository = Repository(self.root, self.repository.settings_file)
+        with self._lock:
+            self.refresh()
+            state, before = self._state, self._catalog
+        assert state is not None and before is not None
+        if definitions is None:
             after: Sequence[Definition] = self.repository.definitions
             locations, warnings = self.repository.locations, self.repository.warnings
         else:
@@ -408,8 +415,6 @@ class FeatureStore(Directory):
         kept = {(view.name, view.version) for view in after.views.values()}
         views = {(view.name, view.version): view for view in before.views.values() if view.view.online}
         asked = {key: view for key, view in views.items() if key not in kept and through.get(key) is None}
-        if asked:
-            self.refresh()  # it says where the tables of each view are
         return frozenset(key for key, view in asked.items() if self._has_rows(view))
 
     def _has_rows(self, bound: BoundView) -> bool:
@@ -706,7 +711,7 @@ class FeatureStore(Directory):
         (bound,) = self._online_views([feature_view])
         for table in tables_of(bound):
             self.online_store.drop(table)
-            self.online_store.create(table)
+        self.online_store.create(*tables_of(bound))
 
     def _drop_tables(self, versions: Iterable[Record]) -> None:
         """Drop the online tables and stored snapshots of a view's versions."""

@@ -143,6 +143,15 @@ def kafka_topic(kafka_server: KafkaServer) -> str:
 
 
 @pytest.fixture
+def ads_topics(kafka_server: KafkaServer) -> Iterator[tuple[str, ...]]:
+    """The names of the ads repository's topics. Whoever asks makes them; they are deleted afterwards."""
+    names = ("ad_click", "ad_impression")
+    yield names
+    for name in names:
+        kafka_server.delete(name)
+
+
+@pytest.fixture
 def live(tmp_path: Path, kafka_server: KafkaServer, kafka_topic: str) -> Iterator[Live]:
     """A repository whose source reads that topic. Workers that it started end with the test."""
     live = Live(repository(tmp_path, kafka_server, kafka_topic), kafka_server, kafka_topic)

@@ -139,6 +139,7 @@ def reader(
     page: Path = request.param
     if page.name == "streams.md":
         kafka: KafkaServer = request.getfixturevalue("kafka_server")
+        request.getfixturevalue("ads_topics")
         monkeypatch.setenv("KAFKA", kafka.url)
     folder = tmp_path / "work"
     if page.name == "README.md":

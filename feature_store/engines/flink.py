@@ -253,7 +253,9 @@ class FlinkJobs:
             raise Unavailable(
                 f'{job.name}, of topic "{job.topic}", cannot be started: {error}', hint="Look into the logs of Flink"
             )
-        return all(vertex["status"] == "RUNNING" for vertex in found["vertices"]) and found["state"] == "RUNNING"
+        # A vertex is said to run when one of its tasks does: where slots are missing, others never will.
+        tasks = [(vertex["tasks"]["RUNNING"], vertex["parallelism"]) for vertex in found["vertices"]]
+        return all(running == wanted for running, wanted in tasks) and found["state"] == "RUNNING"
 
     def _state(self, job: str) -> str:
         try:

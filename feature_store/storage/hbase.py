@@ -95,7 +95,7 @@ class HBaseOnlineStore:
         self._prefixes: dict[tuple[str, int], list[bytes]] = {}
         self._is_there = False
 
-    def create(self, table: Table) -> None:
+    def create(self, *tables: Table) -> None:
         """Make the project's HBase table unless it is there; there is nothing to do for one of its tables."""
         if not self._is_there:
             self._gateway.create(self._name)

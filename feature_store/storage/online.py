@@ -62,8 +62,8 @@ class OnlineStore(Protocol):
     Every method raises `StoreUnavailableError` when the store cannot be reached in time.
     """
 
-    def create(self, table: Table) -> None:
-        """Make a table ready; nothing happens if it is."""
+    def create(self, *tables: Table) -> None:
+        """Make tables ready; nothing happens to those that are."""
 
     def drop(self, table: Table) -> None:
         """Remove a table and its rows; nothing happens if there is none."""

@@ -104,7 +104,7 @@ class RedisOnlineStore:
         self._project = project
         self._prefixes: dict[str, bytes] = {}
 
-    def create(self, table: Table) -> None:
+    def create(self, *tables: Table) -> None:
         """Nothing to do: Redis makes keys as they are written."""
 
     def drop(self, table: Table) -> None:

@@ -26,8 +26,9 @@ class RoutedOnlineStore:
         self._open = opened
         self._opened: dict[str, OnlineStore] = {}
 
-    def create(self, table: Table) -> None:
-        self._store(table).create(table)
+    def create(self, *tables: Table) -> None:
+        for store in {id(found): found for found in map(self._store, tables)}.values():
+            store.create(*(table for table in tables if self._store(table) is store))
 
     def drop(self, table: Table) -> None:
         self._store(table).drop(table)

@@ -43,9 +43,10 @@ class SQLiteOnlineStore:
         with self._connection():
             pass
 
-    def create(self, table: Table) -> None:
-        with self._connection() as connection:
-            connection.execute(self._create(table))
+    def create(self, *tables: Table) -> None:
+        with self._connection() as connection, _transaction(connection, "IMMEDIATE"):
+            for table in tables:
+                connection.execute(self._create(table))
 
     def drop(self, table: Table) -> None:
         with self._connection() as connection:

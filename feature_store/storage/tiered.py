@@ -105,10 +105,11 @@ class TieredOnlineStore:
         """How the fast tier is: `ok`, `unavailable`, or `opening`."""
         return self._keeper.state
 
-    def create(self, table: Table) -> None:
-        self._slow.create(table)
+    def create(self, *tables: Table) -> None:
+        self._slow.create(*tables)
         self._keeper.ensure()
-        self._keeper.want(table, self._generations.look([table])[0])
+        for table, known in zip(tables, self._generations.look(tables), strict=True):
+            self._keeper.want(table, known)
 
     def drop(self, table: Table) -> None:
         self._slow.drop(table)

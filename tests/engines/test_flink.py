@@ -198,7 +198,7 @@ def test_a_job_that_cannot_run_is_refused_in_one_line(
     slots = flink_cluster.SLOTS
     flink_cluster.wait(slots)
     with pytest.raises(StoreUnavailableError, match=rf"has {slots} slots for all jobs, and this one takes {slots + 1}"):
-        jobs.start(replace(stream.job, parallelism=slots + 1), timeout=5)
+        jobs.start(replace(stream.job, parallelism=slots + 1), timeout=30)
     assert all(jobs.status(job).has_ended for job in jobs.ids())
 
 

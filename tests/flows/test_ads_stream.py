@@ -62,9 +62,9 @@ class Repo:
 
 
 @pytest.fixture
-def repo(tmp_path: Path, kafka_server: KafkaServer) -> Iterator[Repo]:
+def repo(tmp_path: Path, kafka_server: KafkaServer, ads_topics: tuple[str, ...]) -> Iterator[Repo]:
     repo = Repo(create(tmp_path / "ads", "ads", events=2_000), kafka_server)
-    for topic in ("ad_click", "ad_impression"):
+    for topic in ads_topics:
         kafka_server.topic(2, topic)
     repo.fs("apply")
     repo.fs("materialize-incremental", datetime.now(UTC).isoformat())
