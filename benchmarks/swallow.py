@@ -31,7 +31,7 @@ class SwallowStore:
     def __init__(self, uri: str, project: str) -> None:
         self._rows: dict[tuple[str, Key], Row] = {}
 
-    def create(self, table: Table) -> None:
+    def create(self, *tables: Table) -> None:
         """Nothing to do."""
 
     def drop(self, table: Table) -> None:

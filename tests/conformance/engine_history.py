@@ -38,7 +38,7 @@ from tests.conformance.histories import (
     window,
     write,
 )
-from tests.scalars import from_arrow, to_arrow
+from tests.scalars import from_arrow, same, to_arrow
 
 WINDOWS = every_window()
 
@@ -188,10 +188,18 @@ class HistoryConformance:
             assert tiles.num_rows == len(
                 {(e.key, e.at // level) for every in of_key.values() for e in every if e.at is not None}
             )
-            later = engine.tiles(relation, level, start, until).read().read_all()
-            kept = sum(item_time(item) + level > start for mine in stored.values() for item in mine[-1])
-            assert later.num_rows == kept < tiles.num_rows
-            assert all(item_time(item) + level > start for item in later[ITEM].to_pylist())
+            later = raw(engine.tiles(relation, level, start, until).read().read_all(), types_of(tile_schema(windows)))
+            kept = {
+                (key, item): row
+                for key, mine in stored.items()
+                for item, row in mine[-1].items()
+                if item_time(item) + level > start
+            }
+            assert len(later) == len(kept) < tiles.num_rows
+            for row in later:  # whole ones, that in which `start` lies too
+                values = [row[name] for name in tile_schema(windows).names]
+                *stamps, known = kept[row["user_id"], row[ITEM]]
+                assert same([row[EVENT_TIME], row[CREATED], values], [*stamps, list(known)]), row
         reader = WindowReader(WINDOWS)
         for key, levels in stored.items():
             _, _, answers = reader.read(levels, until)

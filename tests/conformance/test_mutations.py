@@ -20,7 +20,7 @@ from feature_store.engines.spark import SparkEngine
 from feature_store.errors import FeatureStoreError
 from feature_store.expressions import aggregates, algebra
 from feature_store.expressions.operators import AGGREGATES, CONVERSIONS, OPERATORS, Conversion, Operator
-from feature_store.expressions.relations import LatestRow, Rows
+from feature_store.expressions.relations import LatestRow, Rows, Windows
 from feature_store.expressions.scalars import bind
 from tests.conformance.engine_expressions import ExpressionConformance, check, computed
 from tests.conformance.engine_history import HistoryConformance
@@ -216,6 +216,21 @@ def _before_its_time(both: Any, keys: int) -> Any:
     from pyspark.sql.functions import expr
 
     return _RUNNING(both.withColumn("__when", expr("__when - int(__spine IS NOT NULL)")), keys)
+
+
+def _from_where_it_starts(
+    self: SparkEngine, relation: Windows, level: int, start: int | None, until: int, touched: Any = None
+) -> Any:
+    """Makes the first tile of what is read of it, not of the whole."""
+    return self._tiles(relation, level, lambda columns: self._facts(relation, columns, start, until, touched), until)
+
+
+def test_broken_tiles_on_spark_are_found(
+    spark_engine: SparkEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SparkEngine, "tiles", _from_where_it_starts)
+    with pytest.raises(AssertionError):
+        HistoryConformance().test_merged_tiles_are_the_windows(spark_engine, tmp_path)
 
 
 _GREATEST, _RUNNING = spark._greatest, spark_joins._running
