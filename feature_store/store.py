@@ -327,8 +327,9 @@ class FeatureStore(Directory):
             if change.action == "delete" and change.kind == FeatureView.kind
         }
         self._start_over(catalog)
-        views = self.catalog.views
+        views, sources = self.catalog.views, self.catalog.rows
         streamed = any(rows.streamed for name in histories.keys() & views.keys() for rows in views[name].inputs)
+        streamed |= any(rows.streamed for name, rows in sources.items() if name not in catalog.rows)
         serial = plan.serial
         if not plan.is_empty:
             serial = self.registry.commit(plan.registry_changes(), plan.serial, versions=plan.versions)
@@ -336,6 +337,9 @@ class FeatureStore(Directory):
             wait_for_workers(self.registry.streams)
         for history in histories.values():
             self._drop_tables(history)
+        for change in plan.destructive:
+            if change.kind == Source.kind:
+                self._drop_logs(change.name, catalog.rows.get(change.name))
         self._refresh((serial, catalog))
         online = [bound for bound in catalog.views.values() if bound.view.online]
         self.online_store.create(*(table for bound in online for table in tables_of(bound)))
@@ -590,15 +594,19 @@ class FeatureStore(Directory):
                 )
         return [view for view in found if isinstance(view, BoundView)]
 
-    def push(self, push_source_name: str, df: Any, to: str = "online") -> int:
+    def push(self, push_source_name: str, df: Any, to: str = "online", *, allow_registry_cache: bool = True) -> int:
         """Add rows to a source (or to a view over columns): to "online", "offline" or "online_and_offline".
 
         The number of rows; when it returns they are stored. `InvalidInputError` if one does not fit: then none is.
         """
+        if not allow_registry_cache:
+            self.refresh()
         return self._pusher.push(push_source_name, df, Destination.of(to))
 
-    def write_to_online_store(self, feature_view_name: str, df: Any) -> int:
+    def write_to_online_store(self, feature_view_name: str, df: Any, *, allow_registry_cache: bool = True) -> int:
         """Write rows of join keys, features and `event_timestamp` (and `created`) to a view over columns."""
+        if not allow_registry_cache:
+            self.refresh()
         return self._pusher.write(feature_view_name, df)
 
     def receivers(self, source: str) -> list[BoundView]:
@@ -699,8 +707,7 @@ class FeatureStore(Directory):
             self._drop_tables(self.registry.history(FeatureView.kind, view))
         for record in state.records:
             if record.kind == Source.kind:
-                self.offline_store.drop(push_log(record.name))
-                self.offline_store.drop(stream_log(record.name))
+                self._drop_logs(record.name, None)
         self.registry.drop()
         with self._lock:
             self._state = self._catalog = self._serving = None
@@ -712,6 +719,17 @@ class FeatureStore(Directory):
         for table in tables_of(bound):
             self.online_store.drop(table)
         self.online_store.create(*tables_of(bound))
+
+    def _drop_logs(self, source: str, rows: Rows | None) -> None:
+        """Drop the pushed rows of a source that is gone (None), or has them in other types now; and what came to one
+        that is gone by its stream."""
+        if rows is None:
+            self.offline_store.drop(stream_log(source))
+        there = self.offline_store.schema(push_log(source))
+        if there is not None and (rows is None or any(
+            column.name in there.names and there.field(column.name).type != column.type.arrow for column in rows.schema
+        )):  # fmt: skip
+            self.offline_store.drop(push_log(source))
 
     def _drop_tables(self, versions: Iterable[Record]) -> None:
         """Drop the online tables and stored snapshots of a view's versions."""

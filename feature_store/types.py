@@ -205,6 +205,11 @@ class Schema:
     def arrow(self) -> pa.Schema:
         return pa.schema([pa.field(column.name, column.type.arrow) for column in self.columns])
 
+    @property
+    def texts(self) -> frozenset[str]:
+        """The columns of text."""
+        return frozenset(column.name for column in self.columns if column.type == STRING)
+
     def get(self, name: str) -> Type | None:
         return next((column.type for column in self.columns if column.name == name), None)
 

@@ -86,7 +86,7 @@ class Pusher:
             raise InvalidInputError(
                 f'source "{name}" does not take pushed rows', hint="Add to its definition stream: {push: true}"
             )
-        data = read_table(data)
+        data = read_table(data, rows.schema.texts)
         views = receivers(self._catalog, self._earlier, name, data.column_names)
         events = Events(rows, self._checked(source, rows, receivers(self._catalog, {}, name, ()), data))
         if not len(events):
@@ -107,7 +107,7 @@ class Pusher:
     def write(self, name: str, data: Any) -> int:
         """Write rows of join keys, features and times straight to the online store; how many."""
         bound = self._view(name)
-        data = read_table(data)
+        data = read_table(data, bound.keys.texts | bound.features.texts)
         rows = _finished(bound, data)
         self._write(latest_table(bound), rows)
         earlier = self._earlier.get(name)
@@ -151,7 +151,7 @@ class Pusher:
         used = {rows.timestamp, *keys, *rows.unique} | {name for view in views for name in columns_of(view)}
         if rows.created:
             used.discard(rows.created)
-        table = conform(read_table(data), rows.schema, what, optional=frozenset(set(rows.schema.names) - used))
+        table = conform(data, rows.schema, what, optional=frozenset(set(rows.schema.names) - used))
         _refuse_nulls(table, [rows.timestamp, *sorted(keys)], what)
         _refuse_odd_times(table, rows.timestamp, what)
         return table

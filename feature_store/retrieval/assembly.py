@@ -111,7 +111,7 @@ class Assembly:
     def texts(self) -> frozenset[str]:
         """The columns of the entity rows that are asked for as text."""
         needed = [*(lookup.keys for lookup in self.lookups), *(bound.request for bound in self.on_demand)]
-        return frozenset(column.name for schema in needed for column in schema if column.type == STRING)
+        return frozenset[str]().union(*(schema.texts for schema in needed))
 
     @property
     def is_plain(self) -> bool:

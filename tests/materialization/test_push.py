@@ -159,3 +159,56 @@ def test_rows_that_were_only_pushed_online_are_served_until_a_changed_view_is_fi
         store.backfill(view, "2026-03-01", "2026-03-02")
     assert online(store) == {"user_id": [0], "price": [-8], "n7d": [1]}
     store.close()
+
+
+def history(store: FeatureStore, view: str = "a_plain:price") -> list[Any]:
+    asked = pd.DataFrame({"user_id": [0], "event_timestamp": [pd.Timestamp("2026-03-02T12:00:00Z")]})
+    return store.get_historical_features(asked, [view]).to_arrow().column(2).to_pylist()
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["retyped", "removed"])
+def test_rows_pushed_offline_go_with_their_source_and_its_types(tmp_path: Path, kept: bool) -> None:
+    store = make(tmp_path / "pushed", DEFINITIONS)
+    store.push("events", rows(7), to="online_and_offline")
+    assert history(store) == [7]
+    after = DEFINITIONS.replace("{name: price, type: INT64}", "{name: price, type: STRING}")
+    (tmp_path / "pushed/views.yaml").write_text(after if kept else HEAD.partition("---")[0])
+    with pytest.raises(DestructiveChangeError, match='source "events" with stored rows'):
+        store.apply()
+    assert history(store) == [7]
+    store.apply(allow_destructive=True)
+    assert not store.offline_store.exists(push_log("events"))
+    (tmp_path / "pushed/views.yaml").write_text(after)
+    store.apply()
+    assert history(store) == [None]
+    store.push("events", rows(7) | {"price": ["seven"]}, to="online_and_offline")
+    assert history(store) == ["seven"]
+    store.materialize("2026-03-01T00:00:00Z", "2026-03-02T12:00:00Z")
+    store.teardown()
+    assert not list((tmp_path / "pushed/data/offline").iterdir())
+    store.close()
+
+
+def test_rows_pushed_offline_stay_when_a_column_goes(tmp_path: Path) -> None:
+    store = make(tmp_path / "pushed", DEFINITIONS)
+    store.push("events", rows(7), to="offline")
+    without = DEFINITIONS.replace(", {name: price, type: INT64}]", "]", 1)
+    (tmp_path / "pushed/views.yaml").write_text(without.replace(PLAIN, "features: [{name: twice, type: INT64, expression: user_id * 2}]"))
+    store.apply(allow_destructive=True)
+    assert history(store, "m_moving:n7d") == [1]
+    (tmp_path / "pushed/views.yaml").write_text(DEFINITIONS)
+    store.apply(allow_destructive=True)
+    assert history(store) == [7]
+    store.close()
+
+
+def test_text_in_a_csv_file_stays_text(tmp_path: Path) -> None:
+    store = make(tmp_path / "pushed", DEFINITIONS.replace("price, type: INT64", "price, type: STRING"))
+    file = tmp_path / "more.csv"
+    file.write_text(f"user_id,at,price\n0,{AT},00501\n")
+    store.push("events", file)
+    assert online(store)["price"] == ["00501"]
+    file.write_text("user_id,event_timestamp,price\n0,2026-03-01T13:00:00Z,2026-03-01\n")
+    store.write_to_online_store("a_plain", file, allow_registry_cache=False)
+    assert online(store)["price"] == ["2026-03-01"]
+    store.close()
