@@ -56,10 +56,9 @@ class Facts:
 
     def restrict_to_inputs(self, inputs: Collection[str]) -> None:
         """Only rows whose key has a row in one of these inputs."""
-        scan = Scan(self.session, self.rows, inputs)
         named = listed(self._named_keys())
-        names = [name for name, _ in self._key_columns]
-        self.session.execute(f"CREATE TEMP TABLE touched AS SELECT DISTINCT {named} FROM ({scan.select(names)})")
+        rows = self._scan.touched([name for name, _ in self._key_columns], inputs)
+        self.session.execute(f"CREATE TEMP TABLE touched AS SELECT DISTINCT {named} FROM ({rows})")
         self.restrict_to("touched")
 
     def settle(self) -> None:

@@ -146,6 +146,7 @@ class LocalEngine:
     def tiles(
         self, relation: Windows, level: int, start: int | None, until: int, touched: Collection[str] | None = None
     ) -> Computed:
+        relation = events.of_batch(relation)
         windows = relation.at_level(level)
         columns = Columns.of(windows)
 

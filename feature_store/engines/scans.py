@@ -5,7 +5,7 @@ Nothing here runs SQL but `DESCRIBE`-like look-ups through the connection it is 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -19,7 +19,7 @@ from feature_store.expressions.relations import Rows
 from feature_store.expressions.sql_writer import duckdb_order
 from feature_store.storage.offline import FILE_NAME, delta_dataset, delta_parquet
 from feature_store.storage.remote import is_uri
-from feature_store.types import Schema, Type
+from feature_store.types import BOOL, Schema, Type
 
 EVENT_ID = "__event_id"
 """The column of the log of pushed rows that identifies an event: rows equal in it count once."""
@@ -29,6 +29,9 @@ PARTITION, OFFSET = "__partition", "__offset"
 
 OF_STREAM = "__of_stream"
 """Whether a row is one that a stream counts."""
+
+WITHDRAWN = "__withdrawn"
+"""Whether a row that is not the stream's is the same event as one that is: batch may have counted it before."""
 
 TIME, KNOWN = "__t", "__c"
 """Event time and created time (null where unknown) as they are read, in microseconds."""
@@ -187,6 +190,7 @@ class Scan:
 
     def __init__(self, connection: Any, rows: Rows, inputs: Collection[str] | None = None) -> None:
         self.rows = rows
+        self._connection = connection
         files = find_files(rows)
         if inputs is not None:
             files = tuple(each.only(frozenset(inputs)) for each in files)
@@ -218,7 +222,8 @@ class Scan:
         """SQL for these columns of the rows with since <= event time < until (no bounds: of all rows).
 
         `once` keeps one of the rows that are the same event: the one with the least (event time, created, ...).
-        `stamped` adds `TIME` and `KNOWN`. `opaque`: columns that are computed with (see `Part.expression`).
+        `stamped` adds `TIME` and `KNOWN`. `opaque`: columns that are computed with (see `Part.expression`). Of what is
+        read `once` beside a stream, `WITHDRAWN` is a column, too.
         """
         names = list(dict.fromkeys(columns))
         if not self.parts:
@@ -233,6 +238,21 @@ class Scan:
             if once and part.is_log
             else self._typed(part, names, since, until, stamped, opaque)
             for part in self.parts
+        )
+
+    def touched(self, names: Sequence[str], inputs: Collection[str]) -> str:
+        """SQL for these columns of rows of some of the inputs, the withdrawn ones too."""
+        some = Scan(self._connection, self.rows, inputs)
+        if not (may_withdraw(self.rows) and some.parts):
+            return some.select(names)
+        unique = listed(map(quoted, self.rows.unique))
+        columns = list(dict.fromkeys([*names, *self.rows.unique]))
+        marked = " UNION ALL ".join(some._typed(part, columns, marked=True) for part in some.parts)
+        same = " AND ".join(f"given.{name} IS NOT DISTINCT FROM own.{name}" for name in map(quoted, self.rows.unique))
+        return (
+            f"WITH given AS ({marked}) SELECT {listed(map(quoted, names))} FROM given WHERE NOT {OF_STREAM} "
+            f"UNION ALL SELECT {listed(map(quoted, names))} FROM (SELECT * FROM given WHERE {OF_STREAM}) AS given "
+            f"SEMI JOIN (SELECT DISTINCT {unique} FROM ({self.select(self.rows.unique)})) AS own ON {same}"
         )
 
     def _of_typed(self, rows: str, names: list[str], since: int | None, until: int | None, stamped: bool) -> str:
@@ -259,6 +279,8 @@ class Scan:
         return f"SELECT {listed(selected)} WHERE false"
 
     def _type(self, name: str) -> Type:
+        if name == WITHDRAWN:
+            return BOOL
         type_ = self.rows.schema.get(name)
         if type_ is None:
             raise SourceError(f'source "{self.rows.name}" has no column "{name}"')
@@ -294,10 +316,18 @@ def _first_of_each(relation: str, rows: Rows, identity: str) -> str:
     order += [name for name in rows.schema.names if name not in order]
     typed = ((quoted(name), rows.schema.get(name)) for name in order)
     keys = listed(f"{duckdb_order(name, type_) if type_ else name} NULLS FIRST" for name, type_ in typed)
-    first = f"row_number() OVER (PARTITION BY {identity} ORDER BY {keys}) = 1"
-    if rows.before is not None and rows.unique:
-        first += f" AND NOT bool_or({OF_STREAM}) OVER (PARTITION BY {identity})"
-    return f"SELECT * FROM ({relation}) QUALIFY {first}"
+    if not may_withdraw(rows):
+        return f"SELECT * FROM ({relation}) QUALIFY row_number() OVER (PARTITION BY {identity} ORDER BY {keys}) = 1"
+    # Of an event the same row as before a copy of it came by the stream, so that its tile bears the same stamp.
+    return (
+        f"SELECT *, bool_or({OF_STREAM}) OVER (PARTITION BY {identity}) AS {WITHDRAWN} FROM ({relation}) "
+        f"QUALIFY row_number() OVER (PARTITION BY {identity} ORDER BY {OF_STREAM}, {keys}) = 1 AND NOT {OF_STREAM}"
+    )
+
+
+def may_withdraw(rows: Rows) -> bool:
+    """Whether what batch has counted may turn out to be the stream's."""
+    return rows.before is not None and bool(rows.unique)
 
 
 def counted_by_stream(rows: Rows, path: str) -> str | None:

@@ -239,6 +239,7 @@ class SparkEngine:
         self, relation: Windows, level: int, start: int | None, until: int, touched: Collection[str] | None = None
     ) -> SparkRows:
         since = None if start is None else start // level * level
+        relation = events.of_batch(relation)
         return self._tiles(
             relation, level, lambda columns: self._facts(relation, columns, since, until, touched), until
         )

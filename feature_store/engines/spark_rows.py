@@ -27,10 +27,13 @@ from feature_store.engines.scans import (
     KNOWN,
     OF_STREAM,
     TIME,
+    WITHDRAWN,
     Scan,
     check_column,
     check_times,
     counted_by_stream,
+    listed,
+    may_withdraw,
     schema_of,
     stamps_of,
 )
@@ -42,7 +45,7 @@ from feature_store.expressions.relations import Rows
 from feature_store.expressions.scalars import Ref, Scalar, to_sql
 from feature_store.storage.online import NO_CREATED
 from feature_store.storage.remote import is_uri, open_file
-from feature_store.types import BYTES, STRING, Schema, Type
+from feature_store.types import BOOL, BYTES, STRING, Schema, Type
 
 _FOOTERS_AT_ONCE = 16
 _LOCAL = re.compile("^file:/+")
@@ -209,8 +212,22 @@ class Reader:
         found = frame.selectExpr(*named, *stamps, *computed)
         if touched is None:
             return found
-        among = self.frame_of(rows, list(keys.names), inputs=touched).selectExpr(*named).distinct()
+        among = self._touched(rows, keys.names, touched).selectExpr(*named).distinct()
         return found.join(among, list(keys.names), "left_semi")
+
+    def _touched(self, rows: Rows, names: Sequence[str], inputs: Collection[str]) -> Any:
+        """These columns of rows of some of the inputs, the withdrawn ones too."""
+        from pyspark.sql.functions import expr
+
+        parts = self.parts(rows, inputs)
+        if not (may_withdraw(rows) and parts):
+            return self.frame_of(rows, list(names), inputs=inputs)
+        columns = list(dict.fromkeys([*names, *rows.unique]))
+        given = _union([_typed(part, columns, marked=True) for part in parts])
+        own = self.frame_of(rows, rows.unique).distinct()
+        same = " AND ".join(f"given.{name} <=> own.{name}" for name in map(quoted, rows.unique))
+        withdrawn = given.where(OF_STREAM).alias("given").join(own.alias("own"), expr(same), "left_semi")
+        return _union([each.select(*map(quoted, names)) for each in (given.where(f"NOT {OF_STREAM}"), withdrawn)])
 
     def parts(self, rows: Rows, inputs: Collection[str] | None = None) -> list[Part]:
         """What the rows are read from now."""
@@ -308,7 +325,7 @@ class Reader:
     def _nothing(self, rows: Rows, names: Sequence[str], stamped: bool) -> Any:
         columns = []
         for name in names:
-            type_ = rows.schema.get(name)
+            type_ = BOOL if name == WITHDRAWN else rows.schema.get(name)
             if type_ is None:
                 raise SourceError(f'source "{rows.name}" has no column "{name}"')
             columns.append(f"{quoted(name)} {type_.spark}")
@@ -435,16 +452,12 @@ def _first_of_each(frame: Any, rows: Rows, identity: Sequence[str]) -> Any:
 
     order = [name for name in (rows.timestamp, rows.created) if name]
     order += [name for name in rows.schema.names if name not in order]
-    least = f"min(struct({', '.join(map(quoted, order))})) AS least"
-    found = frame.groupBy(*map(quoted, identity)).agg(expr(least), *_streams_own(rows))
-    return (found.where(f"NOT {OF_STREAM}") if OF_STREAM in found.columns else found).selectExpr("least.*")
-
-
-def _streams_own(rows: Rows) -> list[Any]:
-    """Of rows that are the same event, whether one is the stream's."""
-    from pyspark.sql.functions import expr
-
-    return [expr(f"bool_or({OF_STREAM}) AS {OF_STREAM}")] if rows.before is not None and rows.unique else []
+    groups = frame.groupBy(*map(quoted, identity))
+    if not may_withdraw(rows):
+        return groups.agg(expr(f"min(struct({listed(map(quoted, order))})) AS least")).selectExpr("least.*")
+    least = expr(f"min(struct({listed([OF_STREAM, *map(quoted, order)])})) AS least")
+    found = groups.agg(least, expr(f"bool_or({OF_STREAM}) AS {WITHDRAWN}")).where(f"NOT least.{OF_STREAM}")
+    return found.selectExpr("least.*", WITHDRAWN)
 
 
 def _union(frames: Sequence[Any]) -> Any:

@@ -8,7 +8,7 @@ Q   queries: a group and an instant T each
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from feature_store.engines.scans import KNOWN, TIME
+from feature_store.engines.scans import KNOWN, TIME, WITHDRAWN, may_withdraw
 from feature_store.expressions.aggregates import COVERED, aggregate_ranges, tile_item, tile_schema, tile_states, valid
 from feature_store.expressions.ranges import Ints
 from feature_store.expressions.relations import Window, Windows
-from feature_store.expressions.scalars import Scalar
+from feature_store.expressions.scalars import Scalar, bind, call
 from feature_store.storage.online import CREATED, EVENT_TIME, ITEM, NO_CREATED
-from feature_store.types import Schema
+from feature_store.types import BOOL, Schema
 
 _PAIRS_AT_ONCE = 4_000_000
 
@@ -168,6 +168,17 @@ def _slices(queries: Ints, sizes: Ints) -> Iterator[Ints]:
     """The queries in runs of about `_PAIRS_AT_ONCE` pairs of query and event."""
     if len(queries):
         yield from np.split(queries, np.flatnonzero(np.diff(np.cumsum(sizes) // _PAIRS_AT_ONCE)) + 1)
+
+
+def of_batch(relation: Windows) -> Windows:
+    """Windows as batch computes their tiles beside a stream: an event that turned out to be the stream's does not
+    pass, but is there, so that the tile in which it was counted is written anew."""
+    if not may_withdraw(relation.rows):
+        return relation
+    kept = bind(f"NOT {WITHDRAWN}", Schema.of(**{WITHDRAWN: BOOL}))
+    passes = [kept if each.where is None else call("and", [each.where, kept]) for each in relation.windows]
+    pairs = zip(relation.windows, passes, strict=True)
+    return replace(relation, windows=tuple(replace(each, where=where) for each, where in pairs))
 
 
 def tiles(relation: Windows, level: int, rows: pa.Table, group: Ints, columns: Columns, until: int) -> pa.Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -292,6 +292,29 @@ class SourceConformance:
         assert total_of(facts) == (15.0 if unique else 17.0)
         assert total_of(replace(facts, before=((0, 1), (1, 0)))) == (5.0 if unique else 7.0)
         assert total_of(replace(facts, before=())) == (1.0 if unique else 3.0)
+
+    @pytest.mark.parametrize("touched", [False, True])
+    def test_a_tile_is_written_anew_when_its_events_turn_out_to_be_a_streams(
+        self, engine: Engine, tmp_path: Path, touched: bool
+    ) -> None:
+        """With the same stamp as before, so that it counts, though it has fewer events, or none."""
+        store = OfflineStore("lake", tmp_path)
+        kept = [event(1, 1, 9, x=1.0, s="a"), event(1, 2, 9, x=2.0, s="b"), event(2, 6, 9, x=4.0, s="c")]
+        facts = source(one_file(tmp_path / "a.parquet", kept), streamed=store.path("log"), unique=("s", "y"), before=())
+
+        def tiles(inputs: Collection[str] | None = None) -> list[tuple[Any, ...]]:
+            found = engine.tiles(Windows(facts, KEYS, TOTALS), 5, None, 10, inputs).read().read_all()
+            names = ("user_id", EVENT_TIME, CREATED, "sum.sum")
+            return sorted(zip(*(found[name].to_pylist() for name in names), strict=True))
+
+        assert tiles() == [(1, 2, 9, 3.0), (2, 6, 9, 4.0)]
+        before = engine.inputs(facts)
+        came = table([event(1, 2, 3, x=2.0, s="b"), event(2, 6, 3, x=4.0, s="c"), event(3, 7, x=8.0, s="d")])
+        for name in ("__partition", "__offset"):
+            came = came.append_column(name, pa.array([0, 1, 2], pa.int64()))
+        store.append("log", came)
+        found = tiles(engine.inputs(facts).keys() - before.keys() if touched else None)
+        assert found == [(1, 2, 9, 1.0), (2, 6, 9, None)]
 
     def test_rows_equal_in_unique_columns_count_once(self, engine: Engine, tmp_path: Path) -> None:
         store = OfflineStore("lake", tmp_path)

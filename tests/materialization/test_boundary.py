@@ -106,6 +106,30 @@ def test_batch_that_began_before_the_store_lost_its_rows_leaves_the_boundary_as_
     assert counted(store) == [6]
 
 
+@pytest.mark.parametrize("times", [1, 3])
+def test_an_event_that_comes_by_the_stream_after_batch_took_it_from_a_file_counts_once_again(
+    store: FeatureStore, times: int
+) -> None:
+    """It counts twice until the next run: then batch leaves it to the stream."""
+    views = store.root / "views.yaml"
+    views.write_text(views.read_text().replace("timestamp: at\n", "timestamp: at\n  unique: [user_id, at]\n"))
+    store.apply()
+    now = to_datetime(time.time_ns() // 1000)
+    store.materialize_incremental(now, ["counts"])
+    assert counted(store) == [1]
+    task = worker(store)
+    past = json.dumps({"user_id": 1, "at": to_datetime(NOW - 30 * MINUTE).isoformat()}).encode()
+    task.handle(Messages.of([past] * times, 0, 0, produced=NOW))
+    task.handle(clicks(1, times))
+    task.close()
+    assert counted(store) == [3]
+    for _ in range(2):
+        store.materialize_incremental(now, ["counts"])
+        assert counted(store) == [2]
+    (history,) = store.get_historical_features([{"user_id": 1, "event_timestamp": now}], ["counts:n"]).to_arrow()["n"]
+    assert history.as_py() == 2
+
+
 MORE = VIEW.replace("window: 1d", "window: 2d")
 
 
