@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -318,25 +319,19 @@ class FeatureStore(Directory):
         if isinstance(definitions, Definition):
             definitions = [definitions]
         self.upgrade_registry()
+        self._drop_retired()  # what an apply that was interrupted has left would come back with a view of its version
         plan, catalog = self._plan(definitions, partial)
         if not allow_destructive:
             plan.refuse_destructive()
-        histories = {
-            change.name: self.registry.history(change.kind, change.name)
-            for change in plan.changes
-            if change.action == "delete" and change.kind == FeatureView.kind
-        }
         self._start_over(catalog)
-        views, sources = self.catalog.views, self.catalog.rows
-        streamed = any(rows.streamed for name in histories.keys() & views.keys() for rows in views[name].inputs)
-        streamed |= any(rows.streamed for name, rows in sources.items() if name not in catalog.rows)
+        gone = [bound for name, bound in self.catalog.views.items() if name not in catalog.views]
+        unread = [rows for name, rows in self.catalog.rows.items() if name not in catalog.rows]
+        streamed = any(rows.streamed for rows in chain(unread, *(bound.inputs for bound in gone)))
         serial = plan.serial
         if not plan.is_empty:
             serial = self.registry.commit(plan.registry_changes(), plan.serial, versions=plan.versions)
         if streamed:
             wait_for_workers(self.registry.streams)
-        for history in histories.values():
-            self._drop_tables(history)
         for change in plan.destructive:
             if change.kind == Source.kind:
                 self._drop_logs(change.name, catalog.rows.get(change.name))
@@ -561,7 +556,7 @@ class FeatureStore(Directory):
         return Topic(name or kafka.topic, place.brokers, place.conf_texts)
 
     def _drop_retired(self, kept_for: int = KEPT_FOR) -> None:
-        """Drop the tables of versions that have not been served for so long (microseconds)."""
+        """Drop the tables of versions that have not been served for so long (microseconds), and of removed views."""
         self._rollout.drop_retired(lambda record: self._drop_tables([record]), kept_for)
 
     @property
@@ -701,9 +696,9 @@ class FeatureStore(Directory):
     def teardown(self) -> None:
         """Drop this project's tables, keys, offline tables and records, and nobody else's."""
         state = self.registry.load()
-        for view in {r.name for r in state.records if r.kind == FeatureView.kind} | {
-            p.view for p in self.registry.all_progress()
-        }:
+        views = {record.name for record in state.records if record.kind == FeatureView.kind}
+        views |= {progress.view for progress in self.registry.all_progress()} | {each.view for each in state.versions}
+        for view in views:
             self._drop_tables(self.registry.history(FeatureView.kind, view))
         for record in state.records:
             if record.kind == Source.kind:

@@ -20,7 +20,7 @@ import yaml
 from feature_store.definitions import Source
 from feature_store.definitions.files import load_file
 from feature_store.settings import Settings, load_settings
-from tests.servers import FlinkCluster, HBaseServer, KafkaServer, RedisServer
+from tests.servers import FlinkCluster, HBaseServer, KafkaServer, RedisServer, SparkCluster
 
 ROOT = Path(__file__).parents[1]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -137,6 +137,9 @@ def test_hbase_and_spark_run_the_programs_of_the_tests(hbase_server: HBaseServer
             program, name = SERVICES[service]["entrypoint"]
             assert (home / "bin" / program).exists()
             assert f"{name.replace('.', '/')}.class" in classes.namelist()
+    given = SERVICES["spark-worker"]["command"]
+    assert given[::2] == [*SparkCluster().worker(0)[::2][:-1], "spark://spark-master:7077"]
+    assert given[given.index("--work-dir") + 1] == "/tmp/spark", "where its user, who is not root, may write"
 
 
 def test_the_data_of_the_repository_is_shared_and_may_be_written() -> None:

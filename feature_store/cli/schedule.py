@@ -91,9 +91,20 @@ def airflow(
     from feature_store.pipelines.runner import Runner
 
     store = invocation.store
-    root = Path(repo) if repo else store.root.absolute()
+    here = store.root.absolute()
+    root = Path(repo) if repo else here
+    settings = store.repository.settings_file.absolute()
+    if settings.is_relative_to(here):
+        settings = root / settings.relative_to(here)
     items = Runner(store).scheduled().values()
-    text = dag_file(items, store.project, root, program, _retries(attempts, retry_after))
+    text = dag_file(
+        items,
+        store.project,
+        root,
+        settings if invocation.settings_file else None,
+        program,
+        _retries(attempts, retry_after),
+    )
     if path is None:
         click.echo(text, nl=False)
         return

@@ -27,16 +27,23 @@ def roles_after(
     """The roles that versions get, or lose (None), when `after` is applied over `before`, the catalog of `state`.
 
     A version that is `complete` (or holds what was pushed to it), or was served until now, stays served while its
-    successor is filled; one that never was is retired at once. A view that goes away takes all its versions along.
+    successor is filled; one that never was is retired at once. A view that goes away takes all its versions along,
+    whose tables nobody needs a moment longer.
     """
-    roles: dict[VersionKey, Version | None] = {}
+    back = {(name, new.version) for name, new in after.views.items() if name not in before.views}
+    roles: dict[VersionKey, Version | None] = {_key(v): None for v in state.versions if _key(v) in back}
     for name, old in before.views.items():
         new = after.views.get(name)
         if new is None:
-            roles |= {(v.view, v.version): None for v in state.versions if v.view == name}
+            gone = [*state.versions, Version(name, old.version, Role.RETIRED, state.serial, timezone, 0)]
+            roles |= {_key(v): replace(v, role=Role.RETIRED, since=0) for v in gone if v.view == name}
         elif new.version != old.version:
             roles |= dict(_roles_of(old, new, state, (name, old.version) in complete, timezone, now))
     return roles
+
+
+def _key(version: Version) -> VersionKey:
+    return version.view, version.version
 
 
 def _roles_of(
@@ -59,7 +66,7 @@ def _roles_of(
 
 def served_after(state: State, roles: Mapping[VersionKey, Version | None]) -> dict[str, str]:
     """The views of which an earlier version is served once `roles` are given, with that version."""
-    versions: dict[VersionKey, Version | None] = {(v.view, v.version): v for v in state.versions}
+    versions: dict[VersionKey, Version | None] = {_key(v): v for v in state.versions}
     return {v.view: v.version for v in (versions | dict(roles)).values() if v and v.role is Role.SERVED}
 
 

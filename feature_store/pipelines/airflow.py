@@ -59,11 +59,15 @@ _DELAY = """    wait = TimeDeltaSensor(task_id="delay", delta=timedelta(seconds=
 """
 
 
-def dag_file(items: Iterable[Scheduled], project: str, root: Path, program: str, retries: Retries) -> str:
-    """The text of the file. `program` is the command `fs` as Airflow's workers find it, `root` the repository there."""
+def dag_file(
+    items: Iterable[Scheduled], project: str, root: Path, settings: Path | None, program: str, retries: Retries
+) -> str:
+    """The text of the file. `program` is the command `fs` as Airflow's workers find it, `root` the repository there,
+    `settings` another settings file than the repository's."""
+    place = ["-c", str(root), *(["-f", str(settings)] if settings else [])]
     text = _HEAD.format(project=project, retries=retries.attempts - 1, wait=retries.wait // SECOND)
     for item in items:
-        base = shlex.join([*shlex.split(program), "-c", str(root), "materialize-incremental"])
+        base = shlex.join([*shlex.split(program), *place, "materialize-incremental"])
         # With a delay the run comes so long after the boundary that the DAG is scheduled at.
         delay = f" + macros.timedelta(seconds={item.delay // SECOND})" if item.delay else ""
         end = f"{{{{ ((data_interval_end or dag_run.run_after){delay}).in_timezone('UTC').isoformat() }}}}"

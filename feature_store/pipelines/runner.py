@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -84,13 +84,25 @@ class Runner:
 
     def due(self) -> list[str]:
         """The views that may be run now."""
-        runs, now = self.store.registry.runs.all(), self.clock()
+        now = self.clock()
         found = []
-        for name, item in self.scheduled().items():
-            at = item.due(runs.get(name, Runs(name)), now)
-            if at is not None and self.retries.allow(runs.get(name, Runs(name)), at, now):
-                found.append(name)
+        for item, runs in self._records():
+            at = item.due(runs, now)
+            if at is not None and self.retries.allow(runs, at, now):
+                found.append(item.view)
         return found
+
+    def _records(self) -> Iterator[tuple[Scheduled, Runs]]:
+        """Every scheduled view, with what became of its runs."""
+        items, runs = self.scheduled(), self.store.registry.runs.all()
+        for name, item in items.items():
+            yield item, self._of_version(runs.get(name, Runs(name)))
+
+    def _of_version(self, runs: Runs) -> Runs:
+        """What became of the runs of a view, as far as it holds for the version that is applied: one that is new, or
+        whose tables were dropped, has everything before it."""
+        progress = self.store.registry.progress(runs.view, self.store.catalog.views[runs.view].version)
+        return runs if progress and progress.through is not None else replace(runs, through=None)
 
     def run_all(self) -> list[Outcome]:
         """Run every view that is due, once, one after the other, without waiting after earlier failures."""
@@ -100,13 +112,14 @@ class Runner:
     def run(self, item: Scheduled, patient: bool = True) -> Outcome | None:
         """Run a view if it is due and nobody else does; a `patient` runner waits after failures as `retries` says."""
         registry = self.store.registry
-        if item.due(registry.runs.get(item.view), self.clock()) is None:
+        if item.due(self._of_version(registry.runs.get(item.view)), self.clock()) is None:
             return None
         lease = registry.leases.acquire(f"{LEASE}{item.view}", self.holder, self.lease)
         if lease is None:
             return None
         with Heartbeat(registry.leases, lease, self.lease) as beat:
-            runs, now = registry.runs.get(item.view), self.clock()  # another may have run it before we had the lease
+            # Another may have run it before we had the lease.
+            runs, now = self._of_version(registry.runs.get(item.view)), self.clock()
             at = item.due(runs, now)
             if at is None or (patient and not self.retries.allow(runs, at, now)):
                 return None
@@ -154,11 +167,10 @@ class Runner:
 
     def listing(self) -> list[dict[str, Any]]:
         """Every scheduled view: its schedule, what became of its runs, when it is due next, and who runs it now."""
-        runs, now = self.store.registry.runs.all(), self.clock()
         held = {lease.name: lease.holder for lease in self.store.registry.leases.all_held()}
+        now = self.clock()
         return [
-            _described(item, runs.get(name, Runs(name)), self.retries, now, held.get(f"{LEASE}{name}"))
-            for name, item in self.scheduled().items()
+            _described(item, runs, self.retries, now, held.get(f"{LEASE}{item.view}")) for item, runs in self._records()
         ]
 
 

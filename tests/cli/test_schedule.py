@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,9 @@ def test_airflow_reads_the_exported_file(
 ) -> None:
     fs(root, capsys, "apply")
     file = tmp_path / "features.py"
-    out, _ = fs(root, capsys, "schedule", "export", "airflow", "-o", str(file), "--fs", "nice fs", "--attempts", "3")
+    settings = shutil.copy(root / "feature_store.yaml", root / "feature_store.cluster.yaml")
+    export = ["schedule", "export", "airflow", "-o", str(file), "--fs", "nice fs", "--attempts", "3"]
+    out, _ = fs(root, capsys, "-f", str(settings), *export)
     assert out == f"Wrote 2 DAGs to {file}.\n"
     home = {"AIRFLOW_HOME": str(tmp_path / "airflow"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
     parsed = subprocess.run(
@@ -115,7 +118,7 @@ def test_airflow_reads_the_exported_file(
     assert parsed.returncode == 0, parsed.stderr
     found = json.loads(parsed.stdout[parsed.stdout.index("FOUND ") :].removeprefix("FOUND "))
     assert found["errors"] == []
-    begin = f"nice fs -c '{root.absolute()}' materialize-incremental"
+    begin = f"nice fs -c '{root.absolute()}' -f '{root.absolute()}/feature_store.cluster.yaml' materialize-incremental"
     assert found["dags"]["broken__c_daily"] == {
         "tasks": ["materialize"],
         "cron": "0 0 * * *",

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from feature_store import FeatureStore
-from feature_store.errors import DestructiveChangeError, FeatureStoreError
+from feature_store.definitions.tables import tables_of
+from feature_store.errors import DestructiveChangeError, FeatureStoreError, StoreUnavailableError
 from feature_store.expressions.instants import instant
 from feature_store.materialization.push import push_log
 
@@ -214,3 +215,41 @@ def test_text_in_a_csv_file_stays_text(tmp_path: Path) -> None:
     store.write_to_online_store("a_plain", file, allow_registry_cache=False)
     assert online(store)["price"] == ["2026-03-01"]
     store.close()
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["again", "back"])
+def test_what_an_interrupted_removal_left_is_dropped_by_the_next_apply(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, back: bool
+) -> None:
+    store = make(tmp_path / "pushed", DEFINITIONS)
+    store.push("events", rows(7), to="online")
+    tables = [table for view in store.catalog.views.values() for table in tables_of(view)]
+
+    def left() -> int:
+        return sum(batch.num_rows for table in tables for batch in store.online_store.scan(table))
+
+    assert left() > 0
+    views = tmp_path / "pushed/views.yaml"
+    views.write_text(HEAD.removesuffix("---\n"))
+    with monkeypatch.context() as away:
+        away.setattr(store.online_store, "drop", _away)
+        with pytest.raises(StoreUnavailableError):
+            store.apply(allow_destructive=True)
+        assert store.plan().is_empty
+        with pytest.raises(StoreUnavailableError):
+            store.apply()
+    assert left() > 0
+    if back:
+        views.write_text(DEFINITIONS)
+    store.apply()
+    assert left() == 0
+    if back:
+        assert online(store) == {"user_id": [0], "price": [None], "n7d": [0]}
+        store.push("events", rows(8), to="online")
+        store.apply()
+        assert online(store) == {"user_id": [0], "price": [8], "n7d": [1]}
+    store.close()
+
+
+def _away(table: object) -> None:
+    raise StoreUnavailableError("the store is away")

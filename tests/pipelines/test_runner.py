@@ -213,3 +213,29 @@ def test_after_a_run_by_hand_that_went_further_late_rows_are_still_read(store: F
 def test_a_view_that_is_not_there_is_refused(store: FeatureStore) -> None:
     with pytest.raises(NotFoundError, match="latst"):
         runner(store, Clock(START), views=["latst"]).scheduled()
+
+
+@pytest.mark.parametrize("change", ["changed", "removed for a while"])
+def test_a_view_whose_tables_are_empty_is_due_whatever_was_run_before(store: FeatureStore, change: str) -> None:
+    clock = Clock(START)
+    mine = runner(store, clock, views=["windows"])
+    assert [outcome.ended for outcome in mine.run_all()] == [Ended.DONE]
+    views = store.root / "views.yaml"
+    if change == "changed":
+        views.write_text(DEFINITIONS.replace("window: 7d", "window: 14d"))
+    else:
+        views.write_text(DEFINITIONS.replace("window: 7d}]", "window: 7d}]\n    online: false"))
+        store.apply(allow_destructive=True)
+        kept = DEFINITIONS.index("  - name: windows"), DEFINITIONS.index("  - name: queried")
+        views.write_text(DEFINITIONS[: kept[0]] + DEFINITIONS[kept[1] :])
+        store.apply(allow_destructive=True)
+        views.write_text(DEFINITIONS)
+    store.apply()
+    (listed,) = mine.listing()
+    assert (listed["through"], listed["next_run"]) == (None, "2026-03-04T07:30:00Z")
+    (outcome,) = mine.run_all()
+    assert (outcome.at, outcome.ended, outcome.rows) == (instant("2026-03-04T00:00:00Z"), Ended.DONE, 1)
+    assert store.plan().serving == {}
+    online = store.online.get(["windows:n7d"], {"user_id": [1]}, now=clock.now).to_dict()
+    assert online["n7d"] == [1]
+    assert mine.due() == []

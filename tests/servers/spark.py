@@ -38,8 +38,7 @@ class SparkCluster:
         java()
         self._run("master.Master", "--port", str(self.port), "--webui-port", str(self._web))
         for number in range(self._WORKERS):
-            work = str(self._folder / f"worker{number}")
-            self._run("worker.Worker", "--cores", "1", "--memory", "512m", "--work-dir", work, self.url)
+            self._run("worker.Worker", *self.worker(number))
         deadline = time.monotonic() + 90
         while self._state().get("aliveworkers") != self._WORKERS:
             if time.monotonic() > deadline:
@@ -48,6 +47,10 @@ class SparkCluster:
                 raise RuntimeError(f"the Spark cluster at {self.url} did not start: {log[-2000:]}")
             time.sleep(0.1)
         return self
+
+    def worker(self, number: int) -> list[str]:
+        """What a worker is told."""
+        return ["--cores", "1", "--memory", "512m", "--work-dir", str(self._folder / f"worker{number}"), self.url]
 
     def kill_executor(self) -> None:
         """kill -9 of one process that computes, on whatever worker; the worker starts another in its place."""
