@@ -7,6 +7,7 @@ Both share request ids, limits on bodies, the access log, metrics and the shape 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable
@@ -21,7 +22,7 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from feature_store.errors import FeatureStoreError, TooLargeError
+from feature_store.errors import FeatureStoreError, StoreUnavailableError, TooLargeError
 from feature_store.serving.current import Current
 from feature_store.serving.exchange import (
     AccessLog,
@@ -92,6 +93,12 @@ class Service(FastAPI):
         # Long work does not take the threads that short writes need.
         self.writers = ThreadPoolExecutor(8, thread_name_prefix="write")
         self.materializers = ThreadPoolExecutor(2, thread_name_prefix="materialize")
+        self.ending = threading.Event()
+
+    def go_on(self, *_: object) -> None:
+        """Asked between the steps of a run: `StoreUnavailableError` once the service ends."""
+        if self.ending.is_set():
+            raise StoreUnavailableError("the service ends", hint="Ask again: the run goes on where it was")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -173,6 +180,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.current.stop()
         app.reads.close()
         app.writers.shutdown(wait=True)
+        app.ending.set()
         app.materializers.shutdown(wait=False, cancel_futures=True)
         app.counters.save()
         app.log.flush()
@@ -261,7 +269,8 @@ def _add_materializing(app: Service) -> None:
             start, end = read_time("start_ts", 0), read_time("end_ts", time.time())
         else:
             start, end = read_time("start_ts", ask.start_ts), read_time("end_ts", ask.end_ts)
-        return await _in_thread(app, app.materializers, partial(app.store.materialize, start, end, ask.feature_views))
+        work = partial(app.store.materialize, start, end, ask.feature_views, app.go_on)
+        return await _in_thread(app, app.materializers, work)
 
     @app.post(
         "/materialize-incremental",
@@ -273,7 +282,7 @@ def _add_materializing(app: Service) -> None:
     async def materialize_incremental(request: Request) -> Response:
         ask = read_model(IncrementalRequest, await _json(app, request))
         end = read_time("end_ts", ask.end_ts)
-        work = partial(app.store.materialize_incremental, end, ask.feature_views)
+        work = partial(app.store.materialize_incremental, end, ask.feature_views, app.go_on)
         return await _in_thread(app, app.materializers, work)
 
 

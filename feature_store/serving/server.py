@@ -114,6 +114,12 @@ def _settled(app: Service, lifespan: Any) -> Any:
             gc.freeze()
             gc.set_threshold(*_GC_THRESHOLDS)
             yield state
-        app.store.close()
+        # A run may be amidst a step, which the process waits for, but no connection.
+        threading.Thread(target=_close, args=(app,)).start()
 
     return settled
+
+
+def _close(app: Service) -> None:
+    app.materializers.shutdown(wait=True)
+    app.store.close()

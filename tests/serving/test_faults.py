@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -273,6 +274,32 @@ def test_requests_in_progress_are_answered_before_the_end(repo: Path) -> None:
         assert b"200 OK" in client.recv(65536)
     service.stop()
     assert service.process.returncode == 0
+
+
+def test_a_run_in_progress_ends_with_its_step(tmp_path: Path) -> None:
+    """The views that it has not come to are left; what it wrote is whole."""
+    store = make_repo(tmp_path / "repo", "sqlite:///data/online.db?timeout=60")
+    service = Workers(store.root, 1)
+    service.wait()
+    lock = sqlite3.connect(store.root / "data/online.db", isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    body = b'{"end_ts":"2999-01-01T00:00:00Z"}'
+    with socket.create_connection(("127.0.0.1", service.port), timeout=60) as client:
+        head = b"POST /materialize-incremental HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+        client.sendall(head + body)
+        assert service.client.get("/health").status_code == 200, "by now it has the request, too"
+        service.process.send_signal(signal.SIGTERM)
+        while client.recv(65536):  # it is given up when the time for requests in progress is over
+            pass
+    lock.execute("ROLLBACK")
+    lock.close()
+    service.client.close()
+    _, errors = service.process.communicate(timeout=30)
+    assert service.process.returncode == 0, errors
+    assert [each.view for each in store.registry.all_progress() if each.through is not None] in ([], ["live"])
+    materialize(store)
+    assert len(store.registry.all_progress()) == 3
+    store.close()
 
 
 def test_a_wrong_repository_fails_at_once(tmp_path: Path) -> None:
