@@ -10,7 +10,17 @@ TESTS ?= tests
 help: ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
+# What is missing is installed where that can be, else said.
+define installed
+{ if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(1) >/dev/null; \
+  else echo "something is missing: sudo apt-get install $(1)" >&2; exit 1; fi; }
+endef
+
 $(BIN)/fs: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+	  || { echo "Python 3.11 or 3.12 is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(call installed,python3-venv)
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	@test -x $(UV) || $(BIN)/python -m pip install --quiet uv
 	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[dev]' --constraint requirements.lock
@@ -24,10 +34,7 @@ SERVERS := redis-server postgresql openjdk-17-jre-headless maven
 .PHONY: services
 services: ## install the servers that the tests start (Redis, PostgreSQL, HBase, Kafka), by apt when root, and by Maven
 	@{ command -v redis-server && { command -v pg_ctl || ls /usr/lib/postgresql/*/bin/pg_ctl; } \
-	  && command -v java && command -v mvn; } >/dev/null 2>&1 || { \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(SERVERS) >/dev/null; \
-	  else echo "servers are missing: sudo apt-get install $(SERVERS)" >&2; exit 1; fi; }
+	  && command -v java && command -v mvn; } >/dev/null 2>&1 || $(call installed,$(SERVERS))
 	@$(PYTHON) tests/jars.py
 
 FEAST := benchmarks/.feast/bin/python

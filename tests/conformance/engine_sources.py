@@ -24,7 +24,7 @@ from feature_store.expressions.instants import DAY, HOUR
 from feature_store.expressions.relations import Rows, Schedule, Window, Windows
 from feature_store.storage.offline import OfflineStore
 from feature_store.storage.online import CREATED, EVENT_TIME
-from feature_store.types import BOOL, DATE, FLOAT64, INT64, STRING, TIMESTAMP, Schema, Type, decimal
+from feature_store.types import BOOL, DATE, FLOAT64, INT64, STRING, TIMESTAMP, Column, Schema, Type, decimal
 from tests.conformance.histories import (
     KEYS,
     SCHEMA,
@@ -46,10 +46,17 @@ PLAIN = Schema.of(user_id=INT64, at=TIMESTAMP, created=TIMESTAMP, x=FLOAT64, s=S
 EVER = 2**54
 
 
-def reals_of(engine: Engine, rows: Rows) -> list[tuple[int, Any, int]]:
+def reals_of(engine: Engine, rows: Rows, since: int | None = None) -> list[tuple[int, Any, int]]:
     """(user_id, x, event time) of the latest rows."""
-    found = engine.latest(latest(rows, "x"), None, EVER).read().read_all().to_pylist()
+    found = engine.latest(latest(rows, "x"), since, EVER).read().read_all().to_pylist()
     return sorted((row["user_id"], row["x"], row[EVENT_TIME]) for row in found)
+
+
+def damage(path: Path) -> None:
+    """Make the rows of a Parquet file unreadable, and leave what describes them."""
+    data = path.read_bytes()
+    described = 8 + int.from_bytes(data[-8:-4], "little")
+    path.write_bytes(data[:4] + b"\xff" * (len(data) - 4 - described) + data[-described:])
 
 
 def one_file(path: Path, made: list[Event]) -> Path:
@@ -315,6 +322,25 @@ class SourceConformance:
         store.append("log", came)
         found = tiles(engine.inputs(facts).keys() - before.keys() if touched else None)
         assert found == [(1, 2, 9, 1.0), (2, 6, 9, None)]
+
+    @pytest.mark.parametrize("layout", ["folders", "statistics"])
+    def test_files_of_other_times_are_not_read(self, engine: Engine, tmp_path: Path, layout: str) -> None:
+        """A file whose rows cannot be read, though its columns and statistics can, is no matter of other days."""
+        first, second = (tmp_path / "facts" / f"dt=2024-04-0{day}" / "a.parquet" for day in (1, 2))
+        one_file(first, [event(1, moment("2024-04-01"), x=1.0, s="a")])
+        one_file(second, [event(1, moment("2024-04-02"), x=2.0, s="a")])
+        damage(first)
+        facts = source(tmp_path / "facts", Schema((*SCHEMA.columns, Column("dt", STRING))))
+
+        def asked(day: int) -> list[Any]:
+            if layout == "statistics":
+                return reals_of(engine, facts, moment(f"2024-04-0{day}"))
+            query = f"SELECT x FROM events WHERE dt >= '2024-04-0{day}'"
+            return engine.select(query, [facts])["x"].to_pylist()
+
+        assert asked(2) == ([2.0] if layout == "folders" else [(1, 2.0, moment("2024-04-02"))])
+        with pytest.raises(SourceError):
+            asked(1)
 
     def test_rows_equal_in_unique_columns_count_once(self, engine: Engine, tmp_path: Path) -> None:
         store = OfflineStore("lake", tmp_path)
