@@ -41,6 +41,7 @@ _ALONE: dict[str, Callable[[Size], Report]] = {
     "spark": spark.measure,
     "growth": growth.measure,
     "streams": streams.measure,
+    "freshness": streams.measure_freshness,
 }
 _PACKAGES = ("duckdb", "pyarrow", "redis", "hiredis", "happybase", "orjson", "uvicorn", "fastapi", "deltalake",
              "pyspark", "apache-flink", "confluent-kafka")  # fmt: skip

@@ -69,25 +69,39 @@ feature_view:
 
 
 def measure(size: Size) -> Report:
-    """Real servers; one worker, one partition. Everything waits in the topic before a worker is started."""
+    """Everything waits in the topic before a worker is started."""
     head = ["through", "keys", "events", "events/s", "worker CPU µs/event", "Redis CPU µs/event", "worker MiB",
-            "Redis bytes/key", "p50 ms", "p99 ms"]  # fmt: skip
+            "Redis bytes/key"]  # fmt: skip
     report = Report("Streams: Kafka into Redis, a count and a sum over 1 h", head)
-    shutil.rmtree(data.ROOT / "streams", ignore_errors=True)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), swallow.installed(data.ROOT / "plugins")])
-    kafka, online = KafkaServer().start(), RedisServer().start()
-    try:
-        bench = _Bench(report, kafka, online, size)
+    with _bench(report, size) as bench:
         for engine in ENGINES:
             bench.throughput(engine)
         bench.keys()
         bench.outage()
+    return report
+
+
+def measure_freshness(size: Size) -> Report:
+    """Events are produced at an even rate, and one after the other is looked for."""
+    head = ["through", "keys", "events/s", "events", "worker CPU µs/event", "p50 ms", "p99 ms"]
+    report = Report("Freshness: from produced to readable over HTTP", head)
+    with _bench(report, size) as bench:
         for engine in ENGINES:
             bench.freshness(engine)
+    return report
+
+
+@contextlib.contextmanager
+def _bench(report: Report, size: Size) -> Iterator[_Bench]:
+    """Real servers; one worker, one partition."""
+    shutil.rmtree(data.ROOT / "streams", ignore_errors=True)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), swallow.installed(data.ROOT / "plugins")])
+    kafka, online = KafkaServer().start(), RedisServer().start()
+    try:
+        yield _Bench(report, kafka, online, size)
     finally:
         online.close()
         kafka.close()
-    return report
 
 
 @dataclass
@@ -180,8 +194,7 @@ class _Bench:
                 found, used, events = self._probed(topic, port, rate, process)
             found.sort()
             p50, p99 = found[len(found) // 2], found[int(len(found) * 0.99)]
-            cells = [number(events), f"{rate:,}", number(used), "", "", "", number(p50), number(p99)]
-            self.report.add(f"{name}, to read over HTTP", number(KEYS), *cells)
+            self.report.add(name, *map(number, (KEYS, rate, events, used, p50, p99)))
             label = f"streams, {name}: produced to readable over HTTP at {rate:,} events/s"
             if rate == FRESH_RATE:
                 self.report.at_most(f"{label}, p50", p50, FRESH_P50, "ms")
@@ -222,7 +235,7 @@ class _Bench:
 
     def _add(self, what: str, keys: int, work: Work, bytes_a_key: float | None = None) -> None:
         sized = "" if bytes_a_key is None else number(bytes_a_key)
-        cells = [number(work.rate), number(work.cpu), number(work.redis), number(work.memory), sized, "", ""]
+        cells = [number(work.rate), number(work.cpu), number(work.redis), number(work.memory), sized]
         self.report.add(what, number(keys), number(work.events), *cells)
 
     def _held(self) -> int:
