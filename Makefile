@@ -57,12 +57,22 @@ $(AIRFLOW): | $(BIN)/fs
 airflow: $(AIRFLOW) ## install Airflow in an environment of its own: it reads what fs schedule export writes
 	@true
 
+PYSPARK4 := build/pyspark4/bin/python
+
+$(PYSPARK4): | $(BIN)/fs
+	$(PYTHON) -m venv build/pyspark4
+	$(UV) pip install --quiet --compile-bytecode --python $@ --editable '.[spark]' 'pyspark==4.0.*' 'delta-spark==4.0.*'
+
+.PHONY: pyspark4
+pyspark4: $(PYSPARK4) ## install PySpark 4 in an environment of its own: the other tests run on 3.5
+	@true
+
 .PHONY: demo
 demo: install ## generate, apply, materialize, serve, read: five minutes in one
 	$(BIN)/python docs/examples/demo.py
 
 .PHONY: test
-test: install services feast airflow ## all tests, with real servers
+test: install services feast airflow pyspark4 ## all tests, with real servers
 	$(BIN)/python -m pytest -n auto $(TESTS)
 
 NEWEST := build/newest/bin/python

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.fs as fs
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
@@ -32,6 +31,8 @@ from feature_store.storage.remote import file_info, is_uri, open_file, remove, s
 from feature_store.types import Schema
 
 if TYPE_CHECKING:
+    import pyarrow.dataset as ds
+
     from feature_store.storage.hbase_snapshots import HBaseSnapshots
 
 _COMMIT_RETRIES = 50
@@ -257,7 +258,7 @@ def delta_dataset(path: str, files: Collection[str] | None = None) -> ds.Dataset
     if files is None:
         return dataset
     chosen = [part for part in dataset.get_fragments() if f"{path}/{part.path}" in files]
-    return ds.FileSystemDataset(chosen, dataset.schema, dataset.format, dataset.filesystem)
+    return type(dataset)(chosen, dataset.schema, dataset.format, dataset.filesystem)
 
 
 class DeltaParquet(NamedTuple):
