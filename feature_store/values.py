@@ -88,8 +88,8 @@ def read_value(type_: Type, value: Any) -> Any:
     """One value as a raw row value; None stays None. `InvalidInputError` if it is not of the type."""
     try:
         return _read(type_, value)
-    except (ValueError, TypeError, ArithmeticError, InvalidInputError):
-        raise InvalidInputError(f"{_shown(value)} is not {_article(type_)}", hint=_HOW[type_.kind]) from None
+    except (ValueError, TypeError, ArithmeticError, RecursionError, InvalidInputError):
+        raise InvalidInputError(f"{shown(value)} is not {_article(type_)}", hint=_HOW[type_.kind]) from None
 
 
 def _read(type_: Type, value: Any) -> Any:
@@ -209,8 +209,12 @@ def _article(type_: Type) -> str:
     return f"{'an' if str(type_)[0] in 'AI' else 'a'} {type_}"
 
 
-def _shown(value: Any) -> str:
-    text = f'"{value}"'.encode(errors="replace").decode() if isinstance(value, str) else repr(value)
+def shown(value: Any) -> str:
+    """A value that somebody sent, as an error tells it: 80 characters at most, of lists of any depth, too."""
+    try:
+        text = f'"{value}"'.encode(errors="replace").decode() if isinstance(value, str) else repr(value)
+    except (RecursionError, ValueError):  # JSON may be nested more deeply than Python writes, a number have more digits
+        text = f"a value of the type {type(value).__name__}, too large to show,"
     return text if len(text) <= 80 else f"{text[:76]}..."
 
 

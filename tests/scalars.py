@@ -298,8 +298,8 @@ EDGES: list[tuple[str, str, list[Any], list[Any]]] = [
     (
         "cast(s as bigint)",
         "s",
-        ["9223372036854775808", "+7", "\n8\t", "8_0", "٣", "", ".", "-2.7"],
-        [None, 7, 8, None, None, None, None, -2],
+        ["9223372036854775808", "+7", "\n8\t", "8_0", "٣", "", ".", "-2.7", "1" * 5000, "-" + "0" * 5000 + "7"],
+        [None, 7, 8, None, None, None, None, -2, None, -7],
     ),
     (
         "cast(s as double)",
@@ -311,8 +311,8 @@ EDGES: list[tuple[str, str, list[Any], list[Any]]] = [
     (
         "cast(s as decimal(6,2))",
         "s",
-        ["1.005", "-1.005", "9999.995", "1e2", " .5 "],
-        [*map(Decimal, ("1.01", "-1.01")), None, None, Decimal("0.50")],
+        ["1.005", "-1.005", "9999.995", "1e2", " .5 ", "1" * 100, "0" * 100 + "7." + "1" * 100],
+        [*map(Decimal, ("1.01", "-1.01")), None, None, Decimal("0.50"), None, Decimal("7.11")],
     ),
     (
         "cast(s as date)",

@@ -12,7 +12,7 @@ from feature_store.definitions.feature_view import FeatureView
 from feature_store.definitions.on_demand import OnDemandFeatureView, RequestInput
 from feature_store.definitions.places import Locations, locate
 from feature_store.definitions.service import FeatureService
-from feature_store.definitions.source import Source
+from feature_store.definitions.source import Kafka, Source
 from feature_store.errors import DefinitionError, Location, nearest
 from feature_store.expressions.relations import Schedule
 from feature_store.expressions.schedules import boundary
@@ -118,6 +118,7 @@ def check(definitions: Sequence[Definition], locations: Locations | None = None)
             raise declared.error(entity, f'"{TIME_COLUMN}" is the time of entity rows, not a join key', "join_key")
     for source in declared.sources.values():
         _check_source(declared, source)
+    _check_dead_letters(declared)
     for view in declared.views.values():
         _check_view(declared, view)
     for on_demand in declared.on_demand.values():
@@ -188,6 +189,31 @@ def _check_source(declared: Declared, source: Source) -> None:
     for index, column in enumerate(source.unique):
         if column not in names:
             raise declared.error(source, f'no column "{column}"', "unique", index, hint=nearest(column, names))
+
+
+def _check_dead_letters(declared: Declared) -> None:
+    """A message that cannot be taken is as bad when it is read again: it must not come back to where it was."""
+    kafkas = {name: each.stream.kafka for name, each in declared.sources.items() if each.stream and each.stream.kafka}
+    for name, kafka in kafkas.items():
+        topics = _circle(kafka, kafkas.values()) if kafka.dead_letters else None
+        if topics:
+            message = f"a message that cannot be taken would come back for ever: topic {' -> '.join(topics)}"
+            path = ("stream", "kafka", "dead_letters")
+            raise declared.error(declared.sources[name], message, *path, hint="Name a topic that leads nowhere")
+
+
+def _circle(start: Kafka, others: Iterable[Kafka]) -> list[str] | None:
+    """The topics, from that of `start` back to it, that a message passes which no source can take."""
+    readers = [each for each in others if each.brokers == start.brokers]
+    ways, seen = [[start.topic, start.dead_letter_topic]], {start.dead_letter_topic}
+    while ways:
+        way = ways.pop()
+        if way[-1] == start.topic:
+            return way
+        nexts = {each.dead_letter_topic for each in readers if each.topic == way[-1]} - seen
+        ways += [[*way, topic] for topic in sorted(nexts)]
+        seen |= nexts
+    return None
 
 
 def _check_view(declared: Declared, view: FeatureView) -> None:

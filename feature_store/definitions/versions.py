@@ -9,6 +9,7 @@ from typing import Any
 
 from feature_store.definitions.feature_view import FeatureView
 from feature_store.definitions.source import Source
+from feature_store.expressions.aggregates import aggregate_of
 from feature_store.expressions.relations import LatestRow, Relation, ScheduledQuery, Window, Windows
 from feature_store.types import Schema
 
@@ -24,7 +25,7 @@ def version(
             written["deleted"] = deleted
     elif isinstance(relation, Windows):
         written["windows"] = [
-            (window.function, window.n, window.length, window.hop, item.column, item.where, _type(window))
+            (window.function, window.n, window.length, window.hop, item.column, item.where, _state(window))
             for window, item in zip(relation.windows, view.aggregations, strict=True)
         ]
         written["schedule"] = relation.schedule and (relation.schedule.every, relation.schedule.timezone)
@@ -38,9 +39,10 @@ def version(
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _type(window: Window) -> str:
-    """The type of what is aggregated, which decides what the state looks like."""
-    return str(window.value.type) if window.value else ""
+def _state(window: Window) -> tuple[Any, ...]:
+    """The type of what is aggregated, and what the state looks like: one of another form must not be read as it."""
+    parts = [(name, str(type_)) for name, type_ in aggregate_of(window).parts]
+    return (str(window.value.type) if window.value else "", parts)
 
 
 def _source(source: Source) -> tuple[Any, ...]:

@@ -43,7 +43,7 @@ class Handle(ScalarFunction):  # type: ignore[misc]
         messages = Messages(
             partitions.to_numpy("int64"),
             offsets.to_numpy("int64"),
-            timestamps.to_numpy("int64") * 1000,
+            Messages.written(timestamps.to_numpy("int64")),
             keys.tolist(),
             values.tolist(),
         )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -241,7 +241,7 @@ _NO_RIGHTS = (
 
 class DeadLetters:
     """Messages that could not be taken, as they came, in a topic of their own; headers say why and where they were. One
-    that is too large for that topic has no value there."""
+    that is too large for that topic is shortened until it is not, and says so."""
 
     def __init__(self, topic: Topic, source: Topic) -> None:
         self._topic, self._source = topic, source
@@ -255,47 +255,92 @@ class DeadLetters:
             if self._producer is None:
                 self._topic.create(self._source.check())
                 self._producer = Producer(self._topic._options() | _DURABLE)
-            large = self._produce(messages, bad, whole=True)
-            if self._produce(messages, large, whole=False):
-                raise SourceError(f"{self._topic}: a bad message is too large even without its value")
+            for letter in self._produce([self._letter(messages, at, reason) for at, reason in bad]):
+                self._produce_shortened(letter)
 
-    def _produce(self, messages: Messages, bad: Bad, whole: bool) -> Bad:
-        """Write them, with their values or without; those that are too large."""
-        failed: dict[tuple[int, str], KafkaError] = {}
+    def _letter(self, messages: Messages, at: int, reason: str) -> _Letter:
+        headers = {
+            "reason": _cut(reason, _LONGEST_REASON),
+            "topic": self._source.name,
+            "partition": str(int(messages.partitions[at])),
+            "offset": str(int(messages.offsets[at])),
+            "timestamp": str(int(messages.produced[at]) // 1000),  # as the letter's own, brokers may refuse it
+        }
+        return _Letter(messages.keys[at], messages.values[at], headers)
 
-        def told(each: tuple[int, str]) -> Callable[[KafkaError | None, Any], None]:
-            return lambda error, _: failed.update({each: error} if error else {})
+    def _produce_shortened(self, letter: _Letter) -> None:
+        """Write it as long as it may be. Alone: what was too large may have been several together. A topic that does
+        not take the shortest letter takes none, and is no reason to stop; the message is counted as bad anyhow."""
+        for each in (letter, letter.without_value, letter.shortest):
+            if not self._produce([each]):
+                return
 
-        for each in bad:
-            at, reason = each
-            headers = {
-                "reason": reason,
-                "topic": self._source.name,
-                "partition": str(int(messages.partitions[at])),
-                "offset": str(int(messages.offsets[at])),
-                "timestamp": str(int(messages.produced[at]) // 1000),  # as the letter's own, brokers may refuse it
-            }
-            value = messages.values[at]
-            if not whole:
-                headers["left_out"] = f"a value of {len(value or b'')} bytes, more than this topic takes"
-                value = None
-            self._producer.produce(
-                self._topic.name,
-                value,
-                messages.keys[at],
-                headers=[(name, text.encode(errors="replace")) for name, text in headers.items()],
-                on_delivery=told(each),
-            )
-            self._producer.poll(0)
+    def _produce(self, letters: Sequence[_Letter]) -> list[_Letter]:
+        """Write letters; those that are too large."""
+        failed: list[tuple[_Letter, KafkaError]] = []
+
+        def told(letter: _Letter) -> Callable[[KafkaError | None, Any], None]:
+            return lambda error, _: failed.append((letter, error)) if error else None
+
+        for letter in letters:
+            self._put(letter, told(letter))
         left = self._producer.flush(TIMEOUT_S + 1)
-        for error in failed.values():
-            if error.code() != KafkaError.MSG_SIZE_TOO_LARGE:
+        for _, error in failed:
+            if error.code() not in _TOO_LARGE:
                 raise KafkaException(error)
         if left:
             raise StoreUnavailableError(f"{self._topic}: {left} bad messages were not acknowledged")
-        return list(failed)
+        return [letter for letter, _ in failed]
+
+    def _put(self, letter: _Letter, told: Callable[[KafkaError | None, Any], None]) -> None:
+        """Into the producer's queue: where that is full, once something of it is written, or has failed."""
+        headers = [(name, text.encode(errors="replace")) for name, text in letter.headers.items()]
+        while True:
+            try:
+                self._producer.produce(self._topic.name, letter.value, letter.key, headers=headers, on_delivery=told)
+            except BufferError:
+                self._producer.poll(0.1)
+            else:
+                self._producer.poll(0)
+                return
 
 
+@dataclass(frozen=True)
+class _Letter:
+    """A message that could not be taken, and what is told of it; the header `left_out` says what is not there."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Mapping[str, str]
+
+    @property
+    def without_value(self) -> _Letter:
+        return replace(self, value=None, headers={**self.headers, "left_out": f"{self._value_left_out}, {_TOO_MUCH}"})
+
+    @property
+    def shortest(self) -> _Letter:
+        """Less than a kilobyte, which any topic takes."""
+        parts, headers = [self._value_left_out], dict(self.headers)
+        if len(self.key or b"") > _SHORT:
+            parts.append(f"a key of {len(self.key or b'')} bytes but for the first {_SHORT}")
+        if len(headers["reason"]) > _SHORT:
+            parts.append("the end of the reason")
+            headers["reason"] = _cut(headers["reason"], _SHORT)
+        headers["left_out"] = f"{', '.join(parts)}, {_TOO_MUCH}"
+        return _Letter(self.key and self.key[:_SHORT], None, headers)
+
+    @property
+    def _value_left_out(self) -> str:
+        return f"a value of {len(self.value or b'')} bytes"
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+_LONGEST_REASON, _SHORT = 1000, 100
+_TOO_MUCH = "more than this topic takes"
+_TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE)
 _DURABLE = {
     "acks": "all",
     "enable.idempotence": True,
@@ -432,10 +477,10 @@ class _Membership:
         return good
 
 
-def _produced(message: Any) -> int:
-    """When a message was written, in microseconds; topics of old brokers do not say, then it is now."""
+def _written(message: Any) -> int:
+    """When a message was written, in milliseconds; topics of old brokers do not say, then it is now."""
     kind, at = message.timestamp()
-    return time.time_ns() // 1000 if kind == TIMESTAMP_NOT_AVAILABLE else int(at) * 1000
+    return time.time_ns() // 1_000_000 if kind == TIMESTAMP_NOT_AVAILABLE else int(at)
 
 
 def _messages(found: list[Any]) -> Messages:
@@ -444,7 +489,7 @@ def _messages(found: list[Any]) -> Messages:
     return Messages(
         np.fromiter((message.partition() for message in found), np.int64, len(found)),
         np.fromiter((message.offset() for message in found), np.int64, len(found)),
-        np.fromiter((_produced(message) for message in found), np.int64, len(found)),
+        Messages.written(np.fromiter((_written(message) for message in found), np.int64, len(found))),
         [message.key() for message in found],
         [message.value() for message in found],
     )

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from feature_store.expressions.ranges import Ints
+from feature_store.values import LATEST
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,12 @@ class Messages:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    @classmethod
+    def written(cls, millis: Ints) -> Ints:
+        """Times as Kafka tells them, as `produced` has them. Producers may claim any time of 64 bits: here the years
+        end with 9999."""
+        return np.clip(millis, 0, LATEST // 1000) * 1000
 
     @classmethod
     def of(cls, values: Sequence[bytes | None], partition: int = 0, start: int = 0, produced: int = 0) -> Messages:

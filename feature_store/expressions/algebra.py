@@ -262,44 +262,56 @@ class FloatSum(Aggregate):
 
 
 class DecimalSum(Aggregate):
-    """Exact sum of decimals, of 38 digits and the scale of the value."""
+    """Exact sum of decimals, of 38 digits and the scale of the value, as sum + carry * 10**38 of its last digits, both
+    of one sign: as above, only an answer can overflow."""
 
-    identity = (None,)
+    identity = (None, None)
 
     def _types(self) -> tuple[Type, Parts]:
         wide = decimal_type(38, self.value.scale)
-        return wide, (("sum", wide),)
+        self._unit = decimal.Decimal((0, (1,), -self.value.scale))
+        self._wrap = decimal.Decimal((0, (1,), 38 - self.value.scale))
+        return wide, (("sum", wide), ("carry", INT64))
 
     def _lift(self, value: Any, time: int, created: int) -> State:
-        return (_EXACT.quantize(decimal.Decimal(value), decimal.Decimal((0, (1,), -self.value.scale))),)
+        return (_EXACT.quantize(decimal.Decimal(value), self._unit), 0)
 
     def merge(self, a: State, b: State) -> State:
         if a[0] is None or b[0] is None:
             return b if a[0] is None else a
-        return (_EXACT.add(a[0], b[0]),)
+        return self._carried(_EXACT.add(a[0], b[0]), a[1] + b[1])
+
+    def _carried(self, total: decimal.Decimal, carry: int) -> State:
+        carried, rest = _EXACT.divmod(_EXACT.fma(self._wrap, carry, total), self._wrap)
+        return (rest, int(carried))
 
     def finish(self, state: State) -> decimal.Decimal | None:
-        if state[0] is not None and abs(state[0]).scaleb(self.value.scale, _EXACT) >= _WIDEST:
+        if state[1]:
             raise self._overflow()
         return state[0]  # type: ignore[no-any-return]
 
     def answer(self, parts: Sequence[Sequence[Any]]) -> decimal.Decimal | None:
-        sums = _present(parts[0])
-        return self.finish((reduce(_EXACT.add, sums),)) if sums else None
+        sums, carries = map(_present, parts)
+        return self.finish(self._carried(reduce(_EXACT.add, sums), sum(carries))) if sums else None
 
     def states(self, events: Events, lo: Ints, hi: Ints) -> list[Any]:
-        return [self.answers(events, lo, hi)]
+        sums, carries = self._sums(events, lo, hi)
+        return [sums, pa.array(carries, mask=lo == hi)]
 
     def answers(self, events: Events, lo: Ints, hi: Ints) -> Any:
+        sums, carries = self._sums(events, lo, hi)
+        if carries.any():
+            raise self._overflow()
+        return sums
+
+    def _sums(self, events: Events, lo: Ints, hi: Ints) -> tuple[Any, Ints]:
         wide = events.values.cast(self.result.arrow)
         words = np.zeros((0, 2), np.uint64)
         if len(wide):
             words = np.frombuffer(wide.buffers()[1], "<u8", 2 * (wide.offset + len(wide))).reshape(-1, 2)[wide.offset :]
-        sums = ranges.sum_wide(words, lo, hi, _WIDEST)
-        if sums is None:
-            raise self._overflow()
+        sums, carries = ranges.sum_wide(words, lo, hi, _WIDEST)
         validity = pa.py_buffer(np.packbits(lo < hi, bitorder="little"))
-        return pa.Array.from_buffers(self.result.arrow, len(lo), [validity, pa.py_buffer(sums)])
+        return pa.Array.from_buffers(self.result.arrow, len(lo), [validity, pa.py_buffer(sums)]), carries
 
 
 class Mean(Aggregate):
@@ -339,7 +351,7 @@ class Mean(Aggregate):
 class DecimalMean(Aggregate):
     """Mean of decimals from their exact sum."""
 
-    identity = (None, 0)
+    identity = (None, None, 0)
 
     def _types(self) -> tuple[Type, Parts]:
         self._sum = DecimalSum(self.value, name=self.name)
@@ -349,14 +361,14 @@ class DecimalMean(Aggregate):
         return (*self._sum._lift(value, time, created), 1)
 
     def merge(self, a: State, b: State) -> State:
-        return (*self._sum.merge(a[:1], b[:1]), a[1] + b[1])
+        return (*self._sum.merge(a[:2], b[:2]), a[2] + b[2])
 
     def finish(self, state: State) -> float | None:
-        total = self._sum.finish(state[:1])
-        return float(Fraction(total) / state[1]) if total is not None else None
+        total = self._sum.finish(state[:2])
+        return float(Fraction(total) / state[2]) if total is not None else None
 
     def states(self, events: Events, lo: Ints, hi: Ints) -> list[Any]:
-        return [self._sum.answers(events, lo, hi), pa.array(hi - lo)]
+        return [*self._sum.states(events, lo, hi), pa.array(hi - lo)]
 
     def answers(self, events: Events, lo: Ints, hi: Ints) -> Any:
         return pc.divide(

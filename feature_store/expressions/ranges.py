@@ -137,8 +137,10 @@ def _between(values: Ints, lo: Ints, hi: Ints) -> Ints:
     return before[hi] - before[lo]
 
 
-def sum_wide(words: NDArray[np.uint64], lo: Ints, hi: Ints, limit: int) -> NDArray[np.uint64] | None:
-    """The exact sums of 128-bit integers, rows of (low, high) words; None if one is not below `limit` in size."""
+def sum_wide(words: NDArray[np.uint64], lo: Ints, hi: Ints, limit: int) -> tuple[NDArray[np.uint64], Ints]:
+    """The exact sums of 128-bit integers, rows of (low, high) words, as (sum, carry), which stand for
+    sum + carry * limit, both of one sign: carry is 0 where the sum is below `limit` in size. Others are seldom: they
+    are divided one by one."""
     low, high = words[:, 0], words[:, 1]
     limbs = [low & _LOW, low >> _WORD, high & _LOW]
     sums = [_between(limb.astype(np.int64), lo, hi) for limb in limbs]
@@ -147,20 +149,27 @@ def sum_wide(words: NDArray[np.uint64], lo: Ints, hi: Ints, limit: int) -> NDArr
         sums[n + 1] += sums[n] >> _WORD
         sums[n] &= _LOW
     top = sums[3]
-    if ((top < -(1 << 31)) | (top >= 1 << 31)).any():
-        return None
     out = np.empty((len(lo), 2), np.uint64)
     out[:, 0] = sums[0].astype(np.uint64) | (sums[1].astype(np.uint64) << np.uint64(_WORD))
     out[:, 1] = ((top << _WORD) | sums[2]).view(np.uint64)
-    return out if _are_below(out, limit) else None
+    carries = np.zeros(len(lo), np.int64)
+    fits = (top >= -(1 << 31)) & (top < 1 << 31) & _are_below(out, limit)
+    for at in np.flatnonzero(~fits).tolist():
+        total = (int(top[at]) << 3 * _WORD) + (int(sums[2][at]) << 2 * _WORD) + int(out[at, 0])
+        carry, rest = divmod(abs(total), limit)
+        carries[at], rest = (carry, rest) if total > 0 else (-carry, -rest)
+        out[at] = rest & (2**64 - 1), (rest >> 64) & (2**64 - 1)
+    return out, carries
 
 
-def _are_below(words: NDArray[np.uint64], limit: int) -> bool:
+def _are_below(words: NDArray[np.uint64], limit: int) -> NDArray[np.bool_]:
+    """Which are below a limit in size."""
     low, high = words[:, 0], words[:, 1].view(np.int64)
     too_large = (high > limit >> 64) | ((high == limit >> 64) & (low >= np.uint64(limit & (2**64 - 1))))
     lowest = -limit
     too_small = (high < lowest >> 64) | ((high == lowest >> 64) & (low <= np.uint64(lowest & (2**64 - 1))))
-    return not (too_large | too_small).any()
+    below: NDArray[np.bool_] = ~(too_large | too_small)
+    return below
 
 
 def count_distinct(codes: Array, lo: Ints, hi: Ints) -> Ints:

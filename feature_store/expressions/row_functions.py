@@ -71,8 +71,13 @@ def in_timestamp_range(micros: int) -> int:
 
 def integer_of_text(text: str) -> int | None:
     match = _integer(text)
-    value = int(match[1]) if match else None
-    return value if value is not None and -(2**63) <= value < 2**63 else None
+    if not match:
+        return None
+    digits = match[1].lstrip("+-0") or "0"
+    if len(digits) > 19:  # Python reads no thousands of digits
+        return None
+    value = -int(digits) if match[1].startswith("-") else int(digits)
+    return value if -(2**63) <= value < 2**63 else None
 
 
 def float_of_text(text: str) -> float | None:
@@ -87,6 +92,8 @@ def decimal_of_text(text: str, precision: int, scale: int) -> Decimal | None:
 
 def decimal_of(value: Decimal | int, precision: int, scale: int) -> Decimal | None:
     """Rounded half away from zero to `scale`; None where it needs more digits than `precision`."""
+    if value and Decimal(value).adjusted() >= precision - scale:  # which may be more digits than `quantize` takes
+        return None
     quantized = Decimal(value).quantize(Decimal(1).scaleb(-scale), context=_WIDE)
     magnitude = quantized.copy_abs()  # abs() would round to the 28 digits of the default context
     if magnitude >= Decimal(10) ** (precision - scale):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -38,15 +39,16 @@ class AvroReader:
     `schema` where there is one."""
 
     def __init__(self, schema: Any | None, schemas: Callable[[int], str] | None) -> None:
-        fastavro = _fastavro()
         self._schema, self._schemas = schema, schemas
-        self._written: dict[int, Any] = {}
-        self._record, self._unresolved = fastavro.schemaless_reader, fastavro.read.SchemaResolutionError
+        self._bare = None if schemas else _Written.with_schema(schema)
+        self._written: dict[int, _Written] = {}
+        self._unresolved = _fastavro().read.SchemaResolutionError
 
     def read(self, message: bytes) -> Any:
         stream = BytesIO(message)
         if self._schemas is None:
-            return self._read(stream, len(message), self._schema, None)
+            assert self._bare is not None
+            return self._read(stream, len(message), self._bare, None)
         head = stream.read(_ID)
         if len(head) < _ID or head[0] != 0:
             raise InvalidInputError("it does not begin with a zero and 4 bytes with the id of its schema")
@@ -57,20 +59,20 @@ class AvroReader:
         except InvalidInputError as error:
             raise InvalidInputError(f"schema {id_}: {error}") from None
 
-    def _read(self, stream: BytesIO, end: int, written: Any, schema: Any | None) -> Any:
+    def _read(self, stream: BytesIO, end: int, written: _Written, schema: Any | None) -> Any:
         try:
-            record = self._record(stream, written, schema)
+            record = written.read(stream, written.schema, schema)
         except self._unresolved as error:
             raise InvalidInputError(f"it cannot be read as avro_schema: {_reason(error)}") from None
-        except Exception as error:  # damaged bytes raise whatever they lead to: EOFError, KeyError, OverflowError
+        except Exception as error:  # damaged bytes raise whatever they lead to: EOFError, KeyError, RecursionError
             raise InvalidInputError(f"it is no record of its schema: {_reason(error)}") from None
         if stream.tell() != end:
             raise InvalidInputError(f"{end - stream.tell()} bytes follow the record: it is of another schema")
         return record
 
-    def _fetched(self, id_: int, schemas: Callable[[int], str]) -> Any:
+    def _fetched(self, id_: int, schemas: Callable[[int], str]) -> _Written:
         try:
-            written = _avro_schema(schemas(id_))
+            written = _Written.with_schema(_avro_schema(schemas(id_)))
         except NotFoundError as error:  # not kept: the registry may learn of it
             raise InvalidInputError(str(error)) from None
         except InvalidInputError as error:
@@ -79,18 +81,46 @@ class AvroReader:
         return written
 
 
+@dataclass(frozen=True)
+class _Written:
+    """The schema that records are written with, and what reads them."""
+
+    schema: Any
+    read: Callable[[BytesIO, Any, Any | None], Any]
+
+    @classmethod
+    def with_schema(cls, schema: Any) -> _Written:
+        """Records that hold records of their own kind may be nested as deeply as a message is long: compiled code then
+        runs out of the stack, which ends the process; in Python that is an error."""
+        fastavro = _fastavro()
+        return cls(schema, (fastavro._read_py if _holds_itself(schema) else fastavro).schemaless_reader)
+
+
+def _holds_itself(schema: Any, within: frozenset[str] = frozenset()) -> bool:
+    """Whether a part of a parsed schema is named inside itself."""
+    if isinstance(schema, str):
+        return schema in within
+    if isinstance(schema, list):
+        return any(_holds_itself(each, within) for each in schema)
+    if "name" in schema:
+        within |= {schema["name"]}
+    parts = [schema.get(key) for key in ("items", "values")] + [each["type"] for each in schema.get("fields", ())]
+    return any(_holds_itself(part, within) for part in parts if part is not None)
+
+
 def _avro_schema(text: str) -> Any:
     """A parsed schema; `InvalidInputError` if it is none."""
     fastavro = _fastavro()
     wrong = (fastavro.schema.SchemaParseException, fastavro.schema.UnknownType)
     try:
         return fastavro.parse_schema(json.loads(text))
-    except (*wrong, ValueError, TypeError, LookupError, AttributeError) as error:
+    except (*wrong, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise InvalidInputError(f"it is no Avro schema: {_reason(error)}") from None
 
 
 def _fastavro() -> Any:
     try:
+        import fastavro._read_py
         import fastavro.read
         import fastavro.schema
     except ImportError:

@@ -55,9 +55,13 @@ class Events:
         return self._raw[name]
 
     def evaluate(self, scalar: Scalar) -> list[Any]:
-        """An expression over the events, as raw row values."""
+        """An expression over the events, as raw row values; `InvalidInputError` where it cannot be computed."""
         names = sorted(scalar.columns) or [self.rows.schema.names[0]]
-        return compile_rows(scalar, names)([self.raw(name) for name in names])
+        columns = [self.raw(name) for name in names]
+        try:
+            return compile_rows(scalar, names)(columns)
+        except (ArithmeticError, ValueError) as error:  # of Python, over values that nobody thought of
+            raise InvalidInputError(f"it cannot be computed: {type(error).__name__}: {error}") from error
 
     def computed(self, scalar: Scalar) -> pa.Array:
         """An expression over the events, as an Arrow array of its type; computed once."""

@@ -17,7 +17,7 @@ from feature_store.errors import InvalidInputError
 from feature_store.expressions.instants import DAY, SECOND
 from feature_store.storage.rows import to_arrow
 from feature_store.types import FLOAT64, TIMESTAMP, Column, Type
-from feature_store.values import EARLIEST, LATEST, read_value
+from feature_store.values import EARLIEST, LATEST, read_value, shown
 
 UNITS = {"s": SECOND, "ms": 1000, "us": 1}
 """What a number may count where a time is wanted, in microseconds."""
@@ -81,7 +81,7 @@ class ValueReader:
             return value * self.unit
         hint = f"Give {_COUNTED[self.unit]} since the epoch, or ISO 8601, for example 2026-11-23T12:00:00Z"
         if isinstance(value, (int, float)):
-            raise InvalidInputError(f"{value!r} is not a TIMESTAMP", hint=hint)
+            raise InvalidInputError(f"{shown(value)} is not a TIMESTAMP", hint=hint)
         try:
             return read_value(TIMESTAMP, value)
         except InvalidInputError as error:

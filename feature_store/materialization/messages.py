@@ -24,6 +24,7 @@ from feature_store.materialization.events import micros
 from feature_store.materialization.message_values import UNITS, ValueReader
 from feature_store.materialization.push import odd_times
 from feature_store.types import TIMESTAMP
+from feature_store.values import shown
 
 _OP, _DELETED, _SOURCE_TIME = "__op", "__deleted", "__source_ts_ms"
 """Columns that a source may have of a change that Debezium tells: what it is, whether it deletes, and when it was made
@@ -143,7 +144,7 @@ def _changed(change: dict[str, Any]) -> dict[str, Any] | None:
     if op == "t":
         raise InvalidInputError("the table was truncated: no keys are told, so none can be deleted")
     if op not in ("c", "r", "u", "d"):
-        raise InvalidInputError(f"it is no change of a row: its op is {op!r}, not one of c, r, u, d")
+        raise InvalidInputError(f"it is no change of a row: its op is {shown(op)}, not one of c, r, u, d")
     side = "before" if op == "d" else "after"
     row, source = change.get(side), change.get("source")
     if type(row) is not dict:

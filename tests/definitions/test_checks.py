@@ -17,6 +17,14 @@ source: {name: s, path: data, timestamp: t}
 ---
 """
 VIEW = "feature_view: {name: a, entities: [user], source: s, features: [{name: x, type: INT}, {name: y, type: INT}]}\n"
+
+
+def _stream(name: str, topic: str, dead_letters: str | None = None) -> str:
+    letters = f"      dead_letters: {dead_letters}\n" if dead_letters else ""
+    head = f"source:\n  name: {name}\n  timestamp: t\n  columns: [{{name: t, type: TIMESTAMP}}]\n"
+    return f"{head}  stream:\n    kafka:\n      topic: {topic}\n{letters}---\n"
+
+
 MISTAKES = {
     "an unknown entity": (
         "feature_view:\n  name: v\n  entities: [user, usr]\n  source: s\n  features: [{name: x, type: INT}]",
@@ -61,6 +69,16 @@ MISTAKES = {
     "a timestamp that is not declared": (
         "source:\n  name: live\n  timestamp: tim\n  stream: {push: true}\n  columns: [{name: time, type: TIMESTAMP}]",
         'source "live": no column "tim". Did you mean "time"? (f.yaml:6)',
+    ),
+    "dead letters into the topic that is read": (
+        _stream("live", "clicks", "clicks"),
+        'source "live": a message that cannot be taken would come back for ever: topic clicks -> clicks. Name a topic '
+        "that leads nowhere (f.yaml:11)",
+    ),
+    "dead letters that come back by other sources": (
+        _stream("one", "clicks") + _stream("two", "clicks.dead-letters", "third") + _stream("three", "third", "clicks"),
+        'source "two": a message that cannot be taken would come back for ever: topic clicks.dead-letters -> third -> '
+        "clicks -> clicks.dead-letters. Name a topic that leads nowhere (f.yaml:19)",
     ),
     "an input that nobody has": (
         "on_demand_feature_view:\n  name: o\n  inputs:\n  - aa:x\n"
@@ -123,6 +141,13 @@ def test_a_mistake_is_named_at_its_line(case: str) -> None:
     with pytest.raises(DefinitionError) as caught:
         _check_all(located, places)
     assert str(caught.value) == message
+
+
+def test_another_source_may_read_dead_letters() -> None:
+    chain = _stream("one", "clicks") + _stream("two", "clicks.dead-letters", "third") + _stream("three", "third")
+    elsewhere = "      topic: third\n      brokers: elsewhere:9092\n      dead_letters: clicks\n"
+    for text in (chain, chain.replace("      topic: third\n", elsewhere)):
+        assert len(check([item for item, _ in load_text(BASE + text, "f.yaml")]).sources) == 4
 
 
 def test_without_places_errors_have_no_location() -> None:

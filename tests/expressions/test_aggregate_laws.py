@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Context, Decimal
 from functools import reduce
 from typing import Any
 
@@ -41,6 +41,7 @@ from feature_store.expressions.algebra import TABLE
 from feature_store.expressions.ranges import Ints
 from feature_store.expressions.relations import Window
 from feature_store.expressions.scalars import Ref
+from feature_store.storage.rows import to_arrow
 from feature_store.types import BOOL, FLOAT64, INT64, STRING, Type
 from tests.oracle import NO_CREATED, OVERFLOW, Event, aggregate, agrees, hop_of, slack, windowed
 
@@ -240,11 +241,7 @@ def test_vectorised_tiles_hold_the_state_that_merging_gives(function: str, name:
     tiles = [sorted(tile, key=lambda e: (e.time, e.created)) for tile in tiles]
     starts = np.cumsum([0, *map(len, tiles)])[:-1]
     values, times, created, passes = columns([event for tile in tiles for event in tile], Type.parse(name))
-    try:
-        found = tile_states([made], {"w": values}, {"w": passes}, times, created, starts)
-    except InvalidInputError:
-        assert OVERFLOW in [aggregate(function, tile) for tile in tiles]
-        return
+    found = tile_states([made], {"w": values}, {"w": passes}, times, created, starts)
     schema = state_columns(made)
     assert list(found) == [column.name for column in schema]
     states = list(zip(*(raw(found[column.name], column.type) for column in schema), strict=True))
@@ -379,6 +376,35 @@ def test_a_sum_overflows_only_in_its_answer() -> None:
         aggregate_ranges(made, values, at, at, np.array([0]), np.array([2]))
     states = tile_states([made], {"w": values}, {}, at, at, np.array([0, 2]))
     assert aggregate_of(made).answer([column.to_pylist() for column in states.values()]) == -2
+
+
+@pytest.mark.parametrize("type_", ["DECIMAL(38,0)", "DECIMAL(38,18)", "DECIMAL(38,38)"])
+@pytest.mark.parametrize("function", ["sum", "mean"])
+def test_a_sum_of_decimals_overflows_only_in_its_answer(function: str, type_: str) -> None:
+    """Of a thousand events, too, whose states are as wide as others."""
+    made, scale = window(function, type_), Type.parse(type_).scale
+    most, count = 10**38 - 1, 1000
+    units = [most] * count + [-most] * (count - 1) + [1 - most, -1, -most, -most]
+    values = [Decimal(unit).scaleb(-scale, Context(prec=38)) for unit in units]
+    at = np.arange(len(values))
+    array = pa.array(values, Type.parse(type_).arrow)
+    ends = np.array([2 * count, 2 * count + 1, 1])
+    found = aggregate_ranges(made, array, at, at, np.zeros(3, np.int64), ends).to_pylist()
+    expected = [aggregate(function, [Event(0, value) for value in values[:end]]) for end in ends.tolist()]
+    assert all(map(agrees, found, expected))
+    for first, end in ((0, 2), (2 * count, len(values))):
+        with pytest.raises(InvalidInputError, match='"w" does not fit DECIMAL'):
+            aggregate_ranges(made, array, at, at, np.array([first]), np.array([end]))
+    starts = np.array([0, 2, count, 2 * count + 1])
+    tiles = tile_states([made], {"w": array}, {}, at, at, starts)
+    states = list(zip(*(raw(tiles[each.name], each.type) for each in state_columns(made)), strict=True))
+    merge, lifts = aggregate_of(made).merge, [lifted(made, Event(0, value)) for value in values]
+    for state, first, end in zip(states, starts.tolist(), [*starts.tolist()[1:], len(values)], strict=True):
+        assert state == reduce(merge, lifts[first:end])
+        assert all(to_arrow([part], each.type) for part, each in zip(state, state_columns(made), strict=True))
+    assert agrees(finished(made, reduce(merge, states[:3])), expected[1])
+    assert finished(made, reduce(merge, states)) == OVERFLOW
+    assert finished(made, states[0]) == finished(made, states[3]) == OVERFLOW
 
 
 def test_variance_of_large_values_that_lie_close() -> None:

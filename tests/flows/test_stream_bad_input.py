@@ -6,6 +6,7 @@ import json
 import random
 import time
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import NewPartitions
 
+from feature_store.errors import InvalidInputError
 from feature_store.expressions.instants import DAY, HOUR, MINUTE, SECOND, to_datetime
 from tests.flows.broken import fs
 from tests.live import FEATURES, VIEWS, Live, made, repository, until
@@ -41,8 +43,11 @@ def totals(live: Live, users: int) -> list[Any]:
 
 
 def event(**values: Any) -> bytes:
-    now = to_datetime(time.time_ns() // 1000 - MINUTE).isoformat()
-    return json.dumps({"id": 1, "user_id": 0, "x": 1, "at": now, **values}).encode()
+    return json.dumps({"id": 1, "user_id": 0, "x": 1, "at": event_time(), **values}).encode()
+
+
+def event_time() -> str:
+    return to_datetime(time.time_ns() // 1000 - MINUTE).isoformat()
 
 
 # What producers send
@@ -71,6 +76,7 @@ def test_each_bad_message_is_a_dead_letter_and_the_others_count(tmp_path: Path, 
         event(at="1969-12-31T00:00:00Z"): "is outside the years",
         event(x=2**62): 'feature view "latest"',
         event(x="a" * 900_000): 'column "x": "aaa',
+        event(x="deep").replace(b'"deep"', b"[" * 1000 + b"]" * 1000): "too large to show, is not an INT64",
         noise: "not JSON",
     }
     good: list[bytes | None] = [event(x=n) for n in range(100)]
@@ -97,6 +103,62 @@ def test_each_bad_message_is_a_dead_letter_and_the_others_count(tmp_path: Path, 
     assert totals(live, 1) == [sum(range(100)) + 1]
     assert live.store.offline_store.read("stream/clicks").num_rows == len(good) + len(others) - 1
     live.store.close()
+
+
+def test_a_sum_that_is_too_large_stops_nothing_and_comes_back(tmp_path: Path, kafka_server: KafkaServer) -> None:
+    """Of decimals, whose state could be as large as Arrow takes: within a batch, and over several."""
+    topic = kafka_server.topic(1)
+    live = Live(repository(tmp_path, kafka_server, topic), kafka_server, topic)
+    (tmp_path / "views.yaml").write_text(DECIMALS.format(topic=topic))
+    live.store.apply(allow_destructive=True)
+    features, most = ["sums:total", "sums:middle"], 6 * 10**19
+
+    def send(*amounts: int) -> None:
+        live.send([{"id": 1, "user_id": 0, "x": str(x), "at": event_time()} for x in amounts])
+        until(live.caught_up)
+
+    live.work()
+    send(1)
+    send(most, most)
+    send(most)
+    live.stop()
+    for read in (live.online, live.history):
+        with pytest.raises(InvalidInputError, match='the sum of "total" does not fit'):
+            read(features, 1)
+    live.work()
+    send(-most, -most, -1)
+    live.stop()
+    assert status(live)["bad"] == 0
+    expected = {"user_id": [0], "total": [Decimal(most)], "middle": [most / 7]}
+    found, past = live.online(features, 1), live.history(features, 1)
+    assert found == {name: past[name] for name in found} == expected
+    live.streams.want("clicks", False)
+    live.streams.bootstrap("sums", again=True)
+    assert live.online(features, 1) == expected
+    live.store.close()
+
+
+DECIMALS = """
+entity: {{name: user, join_key: user_id, type: INT64}}
+---
+source:
+  name: clicks
+  timestamp: at
+  columns:
+    - {{name: id, type: INT64}}
+    - {{name: user_id, type: INT64}}
+    - {{name: x, type: "DECIMAL(38,18)"}}
+    - {{name: at, type: TIMESTAMP}}
+  stream: {{kafka: {{topic: {topic}}}}}
+---
+feature_view:
+  name: sums
+  entities: [user]
+  source: clicks
+  aggregations:
+    - {{name: total, function: sum, column: x, window: 7d}}
+    - {{name: middle, function: mean, column: x, window: 7d}}
+"""
 
 
 def test_a_flood_of_late_events_is_kept_offline_alone(live: Live) -> None:
@@ -132,10 +194,11 @@ def test_a_producer_whose_clock_is_ahead_hides_nothing(tmp_path: Path, kafka_ser
     send(now - DAY, now - MINUTE)  # it was written yesterday, so it was not made today
     send(now, now + 9 * MINUTE)
     send(now, now + 20 * MINUTE)
+    send(1000 * 2**62, now - MINUTE)  # it was written when no microseconds count any more
     assert producer.flush(30) == 0
     live.work()
-    counted(live, events=2, bad=3)
-    assert live.online(["counts:n"], 1)["n"] == [1]
+    counted(live, events=3, bad=3)
+    assert live.online(["counts:n"], 1)["n"] == [2]
     live.stop()
     live.store.close()
 

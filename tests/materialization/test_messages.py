@@ -209,6 +209,24 @@ def test_a_value_of_another_type_is_bad(type_: Type, value: Any, reason: str) ->
     assert found.rows["c"].to_pylist() == [None, None]
 
 
+DEEP = [b"[" * 1000 + b"]" * 1000, b'{"a":' * 1000 + b"1" + b"}" * 1000]
+"""As deeply nested as JSON is read."""
+
+
+@pytest.mark.parametrize(
+    "type_",
+    [INT32, INT64, FLOAT32, FLOAT64, STRING, BYTES, BOOL, TIMESTAMP, DATE, decimal(3, 1), array(INT64), array(DATE)],
+)
+def test_a_value_of_any_depth_is_bad(type_: Type) -> None:
+    deep = [text(c="deep").replace(b'"deep"', value) for value in DEEP]
+    for kafka in ({}, {"time_unit": "ms"}):
+        found = decode(decoder(Schema.of(c=type_, at=TIMESTAMP), **kafka), [text(), *deep, text(c=None)])
+        assert (found.places.tolist(), [place for place, _ in found.bad]) == ([0, 3], [1, 2])
+        for _, told in found.bad:
+            assert told.startswith('column "c": a value of the type ')
+            assert ", too large to show, is not " in told
+
+
 @pytest.mark.parametrize(
     ("at", "reason"),
     [
@@ -307,7 +325,7 @@ def test_changes_of_rows_as_debezium_tells_them() -> None:
     assert found.places.tolist() == [*range(8)]
     assert [told for _, told in found.bad] == [
         "the table was truncated: no keys are told, so none can be deleted",
-        "it is no change of a row: its op is 'm', not one of c, r, u, d",
+        'it is no change of a row: its op is "m", not one of c, r, u, d',
         "it is no change of a row: its op is None, not one of c, r, u, d",
         'its op is "d", and there is no row before it. Let the database tell rows before a change (REPLICA IDENTITY)',
         'its op is "u", and there is no row after it',
@@ -315,6 +333,18 @@ def test_changes_of_rows_as_debezium_tells_them() -> None:
         "it is a list, not an object with a value a column",
     ]
     assert [place for place, _ in found.bad] == [*range(8, 15)]
+
+
+def test_an_op_of_any_size_is_told_in_a_line() -> None:
+    row = {"id": 1, "at": 5}
+    sent = [json.dumps(change(op, None, row)).encode() for op in ("c", "x" * 100_000, "deep")]
+    sent += [sent[2].replace(b'"deep"', value) for value in DEEP]
+    found = decode(decoder(Schema.of(id=INT64, at=TIMESTAMP), envelope="debezium"), sent)
+    assert found.places.tolist() == [0]
+    assert [place for place, _ in found.bad] == [1, 2, 3, 4]
+    for _, told in found.bad:
+        assert told.startswith("it is no change of a row: its op is ")
+        assert len(told) < 200
 
 
 def test_changes_of_rows_in_avro() -> None:
@@ -384,6 +414,23 @@ def test_logical_types_are_what_they_say() -> None:
         made = decoder(Schema((Column("at", TIMESTAMP), column)), written)
         [(_, told)] = decode(made, [record(written, row)]).bad
         assert told.startswith(reason)
+
+
+def test_a_record_may_hold_its_own_kind_at_no_depth_that_ends_the_process() -> None:
+    written = record_schema(at={"type": "long", "logicalType": "timestamp-millis"}, next=["null", "r"])
+    schema, messages = Schema.of(at=TIMESTAMP), [b"\2\2" * depth + b"\2\0" for depth in (0, 20, 1_000, 100_000)]
+    bare = decode(decoder(schema, written), messages)
+    behind_ids = [b"\0\0\0\0\7" + message for message in messages]
+    for found in (bare, decode(decoder(schema, written, lambda _: json.dumps(written)), behind_ids)):
+        assert found.rows["at"].to_pylist() == [datetime(1970, 1, 1, 0, 0, 0, 1000, tzinfo=UTC)] * 2
+        assert [place for place, _ in found.bad] == [2, 3]
+        assert all("it is no record of its schema: RecursionError" in told for _, told in found.bad)
+
+
+def test_a_schema_of_any_depth_is_no_more_than_bad() -> None:
+    made = decoder(Schema.of(at=TIMESTAMP), None, lambda _: '{"type": "array", "items": ' * 100_000)
+    [(_, told)] = decode(made, [b"\0\0\0\0\7\2"]).bad
+    assert told.startswith("schema 7: it is no Avro schema: RecursionError")
 
 
 MILLIS = {"type": "long", "logicalType": "timestamp-millis"}
