@@ -498,7 +498,8 @@ class FeatureStore(Directory):
 
     def refill(self, feature_views: Sequence[str] | None = None) -> int:
         """Copy the rows of views, as they are served, from the slow tier of the online store to the fast one without
-        waiting for them to be asked for; the number of keys. Nothing is computed."""
+        waiting for them to be asked for; the number of keys. Nothing is computed. `StoreUnavailableError` where a tier
+        fails, or the copies become void, before all are made."""
         store, names = self.online_store, [view.name for view in self._online_views(feature_views)]
         assert isinstance(store, RoutedOnlineStore)
         copied = [store.refill(table) for name in names for table in tables_of(self.serving.views[name])]
