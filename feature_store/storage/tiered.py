@@ -166,9 +166,9 @@ class TieredOnlineStore:
         known, copied = self._opened(table), 0
         try:
             for keys in self._keys_of(table):
-                self._check_open(table, self._generations.to_read(table), known)
+                _check_same(self._generations.to_read(table), known)
                 copied += self._copy(table, known, keys)
-            self._check_open(table, self._generations.look([table])[0], known)
+            _check_same(self._generations.look([table])[0], known)
         except StoreUnavailableError as error:
             hint = f"{error.hint}, then run fs refill again" if error.hint else "Run fs refill again"
             raise StoreUnavailableError(
@@ -208,14 +208,6 @@ class TieredOnlineStore:
             for start in range(0, len(keys), _KEYS_A_REFILL):
                 yield keys[start : start + _KEYS_A_REFILL]
             last = keys[-1] if keys else last
-
-    def _check_open(self, table: Table, now: Generation, known: Generation) -> None:
-        """`StoreUnavailableError` where the generation that copies are made in has ended: nobody would read them, and
-        later nobody drop them."""
-        if now != known:
-            raise StoreUnavailableError(
-                "its copies became void meanwhile, because a write missed the fast tier or that was started again"
-            )
 
     def _copy(self, table: Table, known: Generation, keys: list[Key]) -> int:
         """Make copies of keys; how many of them have one then."""
@@ -354,6 +346,15 @@ class _Missing:
     def absent(self) -> list[Answer]:
         """What a store answers that has no rows."""
         return [{} if self.table.items else None for _ in self.keys]
+
+
+def _check_same(now: Generation, known: Generation) -> None:
+    """`StoreUnavailableError` where the generation that copies are made in has ended: nobody would read them, and
+    nobody drop them any more."""
+    if now != known:
+        raise StoreUnavailableError(
+            "its copies became void meanwhile, because a write missed the fast tier or that was started again"
+        )
 
 
 def _seconds(name: str, text: str) -> float:
