@@ -31,6 +31,7 @@ from feature_store.definitions.lineage import Edge, lineage
 from feature_store.definitions.places import locate
 from feature_store.definitions.serving import VersionKey, roles_after, served_after, serving_catalog
 from feature_store.definitions.tables import epoch_table, push_log, snapshots_path, stream_log, tables_of
+from feature_store.engines.engine import METASTORE_TABLES, Engine
 from feature_store.errors import (
     DefinitionError,
     InvalidInputError,
@@ -64,7 +65,6 @@ from feature_store.storage.routed import RoutedOnlineStore
 from feature_store.types import Column, Schema, Type
 
 if TYPE_CHECKING:
-    from feature_store.engines.engine import Engine
     from feature_store.engines.kafka import Topic
     from feature_store.storage.hbase_snapshots import HBaseSnapshots
     from feature_store.storage.offline import OfflineStore
@@ -403,7 +403,7 @@ class FeatureStore(Directory):
                 location=location,
             )
         table = next((rows for rows in bound.inputs if rows.table), None)
-        if table and not place.is_spark:
+        if table and METASTORE_TABLES in self._engine(name).gaps:
             raise DefinitionError(
                 f'{bound.view.title}: engine "{name}" cannot read source "{table.name}", '
                 f"the metastore table {table.table}",
