@@ -193,7 +193,9 @@ def test_rows_pushed_offline_stay_when_a_column_goes(tmp_path: Path) -> None:
     store = make(tmp_path / "pushed", DEFINITIONS)
     store.push("events", rows(7), to="offline")
     without = DEFINITIONS.replace(", {name: price, type: INT64}]", "]", 1)
-    (tmp_path / "pushed/views.yaml").write_text(without.replace(PLAIN, "features: [{name: twice, type: INT64, expression: user_id * 2}]"))
+    (tmp_path / "pushed/views.yaml").write_text(
+        without.replace(PLAIN, "features: [{name: twice, type: INT64, expression: user_id * 2}]")
+    )
     store.apply(allow_destructive=True)
     assert history(store, "m_moving:n7d") == [1]
     (tmp_path / "pushed/views.yaml").write_text(DEFINITIONS)
