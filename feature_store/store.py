@@ -32,6 +32,7 @@ from feature_store.definitions.lineage import Edge, lineage
 from feature_store.definitions.places import locate
 from feature_store.definitions.serving import VersionKey, roles_after, served_after, serving_catalog
 from feature_store.definitions.tables import epoch_table, push_log, snapshots_path, stream_log, tables_of
+from feature_store.engines.engine import METASTORE_TABLES, Engine
 from feature_store.errors import (
     DefinitionError,
     InvalidInputError,
@@ -65,7 +66,6 @@ from feature_store.storage.routed import RoutedOnlineStore
 from feature_store.types import Column, Schema, Type
 
 if TYPE_CHECKING:
-    from feature_store.engines.engine import Engine
     from feature_store.engines.kafka import Topic
     from feature_store.storage.hbase_snapshots import HBaseSnapshots
     from feature_store.storage.offline import OfflineStore
@@ -398,7 +398,7 @@ class FeatureStore(Directory):
                 location=location,
             )
         table = next((rows for rows in bound.inputs if rows.table), None)
-        if table and not place.is_spark:
+        if table and METASTORE_TABLES in self._engine(name).gaps:
             raise DefinitionError(
                 f'{bound.view.title}: engine "{name}" cannot read source "{table.name}", '
                 f"the metastore table {table.table}",
@@ -493,7 +493,8 @@ class FeatureStore(Directory):
 
     def refill(self, feature_views: Sequence[str] | None = None) -> int:
         """Copy the rows of views, as they are served, from the slow tier of the online store to the fast one without
-        waiting for them to be asked for; the number of keys. Nothing is computed."""
+        waiting for them to be asked for; the number of keys. Nothing is computed. `StoreUnavailableError` where a tier
+        fails, or the copies become void, before all are made."""
         store, names = self.online_store, [view.name for view in self._online_views(feature_views)]
         assert isinstance(store, RoutedOnlineStore)
         copied = [store.refill(table) for name in names for table in tables_of(self.serving.views[name])]

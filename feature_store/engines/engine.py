@@ -45,9 +45,16 @@ class Computed(Protocol):
         """The number of rows."""
 
 
+METASTORE_TABLES = "metastore tables"
+"""A gap: to read sources that are tables of a metastore."""
+
+
 class Engine(Protocol):
     """Computes relations. Times are int64 microseconds; `EVENT_TIME`, `CREATED` and `ITEM` are the columns of
     `storage.online`. Raises `SourceError` where rows cannot be read, or not with the schema they had at `apply`."""
+
+    gaps: frozenset[str]
+    """What it cannot do, by the names above: `apply` refuses views that need it."""
 
     distributed: bool
     """Whether rows stay in a cluster: entity rows, and what is found for them, are its frames, not Arrow tables."""

@@ -27,7 +27,7 @@ import pyarrow as pa
 from feature_store.engines import facts as reading
 from feature_store.engines import windows as events
 from feature_store.engines.asof import latest_as_of, windows_as_of
-from feature_store.engines.engine import Computed, Sink
+from feature_store.engines.engine import METASTORE_TABLES, Computed, Sink
 from feature_store.engines.facts import (
     Batches,
     Facts,
@@ -84,6 +84,7 @@ class LocalEngine:
     """The port `Engine` on DuckDB. `memory_limit` (such as "1GB"; default: half of what this process may use) is for
     DuckDB alone; what does not fit spills to a temporary folder. Safe to share between threads."""
 
+    gaps = frozenset({METASTORE_TABLES})
     distributed = False
 
     def __init__(self, memory_limit: str | None = None, threads: int | None = None) -> None:

@@ -168,6 +168,7 @@ class SparkEngine:
     `spread` says which keys have too many rows for one task, `connect_timeout` how many seconds a master has to answer.
     Spark is started when something is asked for. Safe to share between threads."""
 
+    gaps: frozenset[str] = frozenset()
     distributed = True
 
     def __init__(

@@ -171,11 +171,12 @@ class SparkJob(HistoricalJob):
         return reduce(lambda one, other: one.unionAll(other), frames)
 
     def _shared(self, snapshots: HBaseSnapshots, at: int) -> Any:
-        """A snapshot as a frame: the executors read it, each its share."""
+        """A snapshot as a frame: the executors read it, each its share, and all the same run of it."""
+        run = snapshots.run(at)
 
         def read(batches: Batches) -> Batches:
             for batch in batches:
-                yield from snapshots.batches(at, batch.column(0).to_pylist())
+                yield from snapshots.batches(at, batch.column(0).to_pylist(), run)
 
         session = self._engine.session
         shares = session.range(0, snapshots.shares, 1, session.sparkContext.defaultParallelism)

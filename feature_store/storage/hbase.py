@@ -144,10 +144,9 @@ class HBaseOnlineStore:
             found |= part
         return [codec.rows.decode(found[row][b"f:" + column].value) if row in found else None for row in rows]
 
-    def drop_item(self, table: Table, item: bytes) -> None:
-        """Remove an item of every key; it must not be used again."""
-        chosen = beginning_with(bytes([len(item)]) + item)
-        for page in self._pages(table, chosen):
+    def drop_items(self, table: Table, items: Sequence[bytes]) -> None:
+        """Remove items of every key; they must not be used again."""
+        for page in self._pages(table, _only(items)):
             losers = [(row, column[2:]) for row, cells in page for column in cells]
             self._gateway.change(self._name, [Change(_FOREVER, deletes=losers)])
 
@@ -157,7 +156,7 @@ class HBaseOnlineStore:
         """All rows, in no order, in the columns that `write` takes; or those of one item, and those whose keys have
         one of these salts, so that several processes may share the work."""
         columns = columns_of(table)
-        chosen = None if item is None else beginning_with(bytes([len(item)]) + item)
+        chosen = None if item is None else _only([item])
         rows: list[tuple[Any, ...]] = []
         for found in self._pages(table, chosen, salts):
             for row, cells in found:
@@ -366,6 +365,11 @@ def _timestamps(rows: Sequence[bytes]) -> np.ndarray[Any, Any]:
 def _timestamp(event_time: int) -> int:
     milliseconds = max(event_time, 0) // 1000
     return milliseconds - milliseconds % _DAY_MS
+
+
+def _only(items: Sequence[bytes]) -> bytes:
+    """A filter of scans: the columns of some items."""
+    return beginning_with(bytes([len(item)]) + item for item in items)
 
 
 def _item(column: bytes) -> bytes:

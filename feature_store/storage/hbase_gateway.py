@@ -421,9 +421,10 @@ def _text(error: BaseException) -> str:
     return text.strip().splitlines()[0][:300]
 
 
-def beginning_with(column: bytes) -> bytes:
-    """A filter of scans: the columns that begin with some bytes, and only rows that have any."""
-    return b"ColumnPrefixFilter('" + column.replace(b"'", b"''") + b"')"
+def beginning_with(columns: Iterable[bytes]) -> bytes:
+    """A filter of scans: the columns that begin as one of these does, and only rows that have any."""
+    quoted = [b"'%b'" % column.replace(b"'", b"''") for column in columns]
+    return b"MultipleColumnPrefixFilter(%b)" % b", ".join(quoted)
 
 
 def _after(prefix: bytes) -> bytes | None:

@@ -212,19 +212,21 @@ class _Server:
 
     def run(
         self, script: str, names: list[bytes], arguments: Sequence[Arguments], first: Arguments, life: str = ""
-    ) -> None:
-        """Run a script over keys, many at a time, in order: `first` and then each key's arguments go with them."""
+    ) -> list[Any]:
+        """Run a script over keys, many at a time, in order: `first` and then each key's arguments go with them. What
+        it answers each time."""
         commands = list(_script_calls(script, names, arguments, first))
 
-        def talk(connection: Connection) -> None:
+        def talk(connection: Connection) -> list[Any]:
             _check_life(connection, life)
-            _stream(connection, commands)
+            return _stream(connection, commands)
 
         try:
-            self._attempt(talk)
+            replies: list[Any] = self._attempt(talk)
         except redis.exceptions.NoScriptError:
             self._exchange([("SCRIPT", "LOAD", script)])
-            self._attempt(talk)
+            replies = self._attempt(talk)
+        return replies
 
     def put_once(self, names: list[bytes], value: bytes) -> list[bytes]:
         """The values of some strings, of each this one if there was none."""
@@ -324,7 +326,7 @@ class _Cluster:
 
     def run(
         self, script: str, names: list[bytes], arguments: Sequence[Arguments], first: Arguments, life: str = ""
-    ) -> None:
+    ) -> list[Any]:
         by_slot: dict[int, list[int]] = {}
         for i, name in enumerate(names):
             by_slot.setdefault(redis.crc.key_slot(name), []).append(i)
@@ -333,7 +335,8 @@ class _Cluster:
             for rows in by_slot.values()
         ]
         by_name = [(name, command) for name, commands in calls for command in commands]
-        self._attempt(lambda client: _run_on_nodes(client, script, by_name))
+        replies: list[Any] = self._attempt(lambda client: _run_on_nodes(client, script, by_name))
+        return replies
 
     def put_once(self, names: list[bytes], value: bytes) -> list[bytes]:
         def talk(client: ClusterClient) -> list[Any]:
@@ -384,18 +387,20 @@ class _Cluster:
             return self._client
 
 
-def _run_on_nodes(client: ClusterClient, script: str, calls: list[tuple[bytes, Arguments]]) -> None:
-    """Script calls, each at the node that has its key; one pipeline a node."""
+def _run_on_nodes(client: ClusterClient, script: str, calls: list[tuple[bytes, Arguments]]) -> list[Any]:
+    """Script calls, each at the node that has its key, and their replies; one pipeline a node."""
     by_node: dict[str, list[Arguments]] = {}
     for name, command in calls:
         by_node.setdefault(client.get_node_from_key(name).name, []).append(command)
+    replies: list[Any] = []
     for node, commands in by_node.items():
         connection = client.get_redis_connection(client.get_node(node_name=node))
         connection.script_load(script)
         pipeline = connection.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)
-        pipeline.execute()
+        replies += pipeline.execute()
+    return replies
 
 
 def _script_calls(
@@ -439,17 +444,14 @@ def _send_all(connection: Connection, commands: list[Arguments]) -> list[Any]:
     return [connection.read_response() for _ in commands]
 
 
-def _stream(connection: Connection, commands: list[Arguments]) -> None:
-    """Commands with short replies: packed and sent while the server still works on the ones before."""
-    in_flight = 0
-    for command in commands:
-        if in_flight == _SCRIPTS_IN_FLIGHT:
-            connection.read_response()
-            in_flight -= 1
+def _stream(connection: Connection, commands: list[Arguments]) -> list[Any]:
+    """Commands with short replies, and these: packed and sent while the server still works on the ones before."""
+    replies: list[Any] = []
+    for sent, command in enumerate(commands):
+        if sent - len(replies) == _SCRIPTS_IN_FLIGHT:
+            replies.append(connection.read_response())
         connection.send_packed_command(connection.pack_command(*command), check_health=False)
-        in_flight += 1
-    for _ in range(in_flight):
-        connection.read_response()
+    return replies + [connection.read_response() for _ in range(len(commands) - len(replies))]
 
 
 def _open(uri: str) -> _Server | _Cluster:
@@ -482,10 +484,13 @@ def _where(uri: str) -> str:
 
 def _unavailable(error: Exception, where: str) -> StoreUnavailableError:
     text = str(error) or type(error).__name__
+    hint: str | None
     if isinstance(error, redis.exceptions.AuthenticationError):
         hint = "Check the user and password in its URI"
     elif isinstance(error, redis.exceptions.OutOfMemoryError):
         hint = "Raise its maxmemory, or drop what nobody reads"
+    elif isinstance(error, _AnotherLifeError):
+        hint = None
     elif isinstance(error, (redis.ConnectionError, redis.TimeoutError)):
         hint = "Check that Redis runs there and answers redis-cli PING"
     else:

@@ -81,20 +81,29 @@ for i = 1, #KEYS do
 end
 """
 _FILL_ROWS = f"""
+local copies = 0
 for i = 1, #KEYS do
-  if redis.call('GET', KEYS[i]) == ARGV[1] then
+  local old = redis.call('GET', KEYS[i])
+  if old == ARGV[1] then
     local row = ARGV[i + 1]
     if #row == 17 then
       redis.call('SET', KEYS[i], row, 'PX', {_NOTHING_FOR})
     else
       redis.call('SET', KEYS[i], row)
     end
+    copies = copies + 1
+  elseif old and (string.byte(old, 1) ~= 0 or #old == 17) then
+    copies = copies + 1
   end
 end
+return copies
 """
 _FILL_ITEMS = f"""
+local copies = 0
 for i = 1, #KEYS do
-  if redis.call('HGET', KEYS[i], '') == ARGV[1] then
+  local mark = redis.call('HGET', KEYS[i], '')
+  if mark == ARGV[1] or mark == '' then copies = copies + 1 end
+  if mark == ARGV[1] then
     local items, at = ARGV[i + 1], 1
     redis.call('HSET', KEYS[i], '', '')
     while at <= #items do
@@ -105,6 +114,7 @@ for i = 1, #KEYS do
     if at == 1 then redis.call('PEXPIRE', KEYS[i], {_NOTHING_FOR}) else redis.call('PERSIST', KEYS[i]) end
   end
 end
+return copies
 """
 
 
@@ -157,14 +167,14 @@ class RedisFastTier(RedisOnlineStore):
         script = _HOLD_ITEMS if table.items else _HOLD_ROWS
         self._server.run(script, names, [(b"",)] * len(names), (_NOTHING + ticket,), life)
 
-    def fill(self, table: Table, keys: Sequence[Key], answers: Sequence[Answer], ticket: bytes, life: str) -> None:
+    def fill(self, table: Table, keys: Sequence[Key], answers: Sequence[Answer], ticket: bytes, life: str) -> int:
         names = self._keys(table, codecs(table).keys.encode_all(keys))
         if table.items:
             script, data = _FILL_ITEMS, [_pack(table, answer) for answer in answers]
         else:
             rows = iter(_encode(table, [row for row in answers if isinstance(row, Row)]))
             script, data = _FILL_ROWS, [next(rows) if isinstance(row, Row) else _NOTHING for row in answers]
-        self._server.run(script, names, [(row,) for row in data], (_NOTHING + ticket,), life)
+        return sum(self._server.run(script, names, [(row,) for row in data], (_NOTHING + ticket,), life))
 
     def began(self, tables: Sequence[Table], now: int) -> list[int]:
         # No key is written so: those of rows begin with the version of their codec.

@@ -159,15 +159,21 @@ class TieredOnlineStore:
         return self._slow.scan(table)
 
     def refill(self, table: Table) -> int:
-        """Copy the whole table into the fast tier, without waiting to be asked; the number of keys copied."""
+        """Copy the whole table into the fast tier, without waiting to be asked; how many keys have a copy then.
+
+        `StoreUnavailableError` where a tier fails, or the copies become void meanwhile; it tells how far this came.
+        """
         known, copied = self._opened(table), 0
-        for batch in self._slow.scan(table):
-            columns = [batch.column(column.name).cast(raw_type(column.type)).to_pylist() for column in table.keys]
-            keys = list(dict.fromkeys(zip(*columns, strict=True)))
-            for start in range(0, len(keys), _KEYS_A_REFILL):
-                part = _Missing(table, copies_of(table, known), keys[start : start + _KEYS_A_REFILL])
-                self._fetch([part], known.life, Future())
-                copied += len(part.keys)
+        try:
+            for keys in self._keys_of(table):
+                _check_same(self._generations.to_read(table), known)
+                copied += self._copy(table, known, keys)
+            _check_same(self._generations.look([table])[0], known)
+        except StoreUnavailableError as error:
+            hint = f"{error.hint}, then run fs refill again" if error.hint else "Run fs refill again"
+            raise StoreUnavailableError(
+                f'"{table.name}" is not refilled, {copied:,} keys were copied: {error.message}', hint=hint
+            ) from error
         return copied
 
     def close(self) -> None:
@@ -191,6 +197,26 @@ class TieredOnlineStore:
                 )
             time.sleep(self._options.lease / 10)
         return known
+
+    def _keys_of(self, table: Table) -> Iterator[list[Key]]:
+        """All keys of a table, so many at a time."""
+        last: Key | None = None
+        for batch in self._slow.scan(table):
+            columns = [batch.column(column.name).cast(raw_type(column.type)).to_pylist() for column in table.keys]
+            # The items of a key may go on in the next batch.
+            keys = [key for key in dict.fromkeys(zip(*columns, strict=True)) if key != last]
+            for start in range(0, len(keys), _KEYS_A_REFILL):
+                yield keys[start : start + _KEYS_A_REFILL]
+            last = keys[-1] if keys else last
+
+    def _copy(self, table: Table, known: Generation, keys: list[Key]) -> int:
+        """Make copies of keys; how many of them have one then."""
+        copies, ticket = copies_of(table, known), secrets.token_bytes(12)
+        self._fast.hold(copies, keys, ticket, known.life)
+        found = self._slow.read([(table, keys)])[0]
+        copied = self._fast.fill(copies, keys, found, ticket, known.life)
+        self.tally.promoted += copied
+        return copied
 
     def _usable(self, requests: Requests) -> tuple[list[tuple[Table, Sequence[Key]]], str, bool]:
         """What to ask the fast tier, the life that it must be in (empty: nothing may be asked), and whether something
@@ -320,6 +346,15 @@ class _Missing:
     def absent(self) -> list[Answer]:
         """What a store answers that has no rows."""
         return [{} if self.table.items else None for _ in self.keys]
+
+
+def _check_same(now: Generation, known: Generation) -> None:
+    """`StoreUnavailableError` where the generation that copies are made in has ended: nobody would read them, and
+    nobody drop them any more."""
+    if now != known:
+        raise StoreUnavailableError(
+            "its copies became void meanwhile, because a write missed the fast tier or that was started again"
+        )
 
 
 def _seconds(name: str, text: str) -> float:

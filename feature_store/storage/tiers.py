@@ -47,8 +47,8 @@ class FastTier(Protocol):
     def hold(self, table: Table, keys: Sequence[Key], ticket: bytes, life: str) -> None:
         """Put a ticket where there is nothing."""
 
-    def fill(self, table: Table, keys: Sequence[Key], answers: Sequence[Answer], ticket: bytes, life: str) -> None:
-        """Turn the tickets into copies of answers."""
+    def fill(self, table: Table, keys: Sequence[Key], answers: Sequence[Answer], ticket: bytes, life: str) -> int:
+        """Turn the tickets into copies of answers; how many of the keys have a copy then, this one or another."""
 
     def began(self, tables: Sequence[Table], now: int) -> list[int]:
         """When each table began to be filled: `now` (microseconds) where the tier does not know, which is so at first

@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from feature_store.cli import run
+from tests.servers import RedisServer
 
 REPO = """
 entity: {name: user, join_key: user_id, type: INT64}
@@ -19,11 +20,15 @@ feature_view: {name: ages, entities: [user], source: users, features: [{name: ag
 """
 
 
-def test_one_command_fills_redis_again(tmp_path: Path, redis_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def make(root: Path, redis_url: str) -> None:
     online = f"tiered:{redis_url}|sqlite:///data/slow.db?lease=50ms"
-    (tmp_path / "feature_store.yaml").write_text(f'project: refilled\nonline_store: "{online}"\n')
-    (tmp_path / "views.yaml").write_text(REPO)
-    (tmp_path / "users.csv").write_text("user_id,at,age\n1,2026-01-01T00:00:00Z,30\n2,2026-01-01T00:00:00Z,40\n")
+    (root / "feature_store.yaml").write_text(f'project: refilled\nonline_store: "{online}"\n')
+    (root / "views.yaml").write_text(REPO)
+    (root / "users.csv").write_text("user_id,at,age\n1,2026-01-01T00:00:00Z,30\n2,2026-01-01T00:00:00Z,40\n")
+
+
+def test_one_command_fills_redis_again(tmp_path: Path, redis_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path, redis_url)
 
     def fs(*arguments: str) -> str:
         code = run(["-c", str(tmp_path), *arguments])
@@ -46,3 +51,24 @@ def test_one_command_fills_redis_again(tmp_path: Path, redis_url: str, capsys: p
     assert "Copied 3 keys" in fs("refill")  # two users, and when the view was first written
     assert copies() == 2
     assert "40" in fs("get-online-features", "--features", "ages", "--entity", "user_id=2")
+
+
+def test_a_redis_that_takes_nothing_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server = RedisServer().start()
+    make(tmp_path, server.url)
+    try:
+        for command in (("apply",), ("materialize-incremental", "2026-02-01")):
+            assert run(["-c", str(tmp_path), *command]) == 0
+        with server.client() as client:
+            client.flushall()
+            client.config_set("maxmemory", 1)
+        capsys.readouterr()
+        assert run(["-c", str(tmp_path), "refill"]) == 1
+    finally:
+        server.close()
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.fullmatch(
+        r'error: "ages\.\S+" is not refilled, 0 keys were copied: .* Raise its maxmemory.* then run fs refill again\n',
+        printed.err,
+    )

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from feature_store.engines.engine import Engine
+from feature_store.engines.engine import METASTORE_TABLES, Engine
 from feature_store.errors import SourceError
 from feature_store.expressions.instants import DAY, HOUR
 from feature_store.expressions.relations import Rows, Schedule, Window, Windows
@@ -67,6 +67,12 @@ def one_file(path: Path, made: list[Event]) -> Path:
 
 def clicks(*times: str) -> list[Event]:
     return [event(1, moment(text), x=1.0) for text in times]
+
+
+def fails_where(gap: bool, request: pytest.FixtureRequest) -> None:
+    """What an engine declares that it cannot do it must refuse: a check that passes nevertheless is a failure."""
+    if gap:
+        request.applymarker(pytest.mark.xfail(strict=True, raises=SourceError))
 
 
 def total(name: str, value: str | None, schema: Schema = SCHEMA, length: int = 20, hop: int = 5) -> Window:
@@ -230,6 +236,18 @@ class SourceConformance:
         finally:
             monkeypatch.undo()
             time.tzset()
+
+    @pytest.fixture
+    def metastore_table(self) -> str:
+        """A metastore table of three rows; this one is in no metastore."""
+        return "nowhere.rows"
+
+    def test_metastore_tables(self, engine: Engine, metastore_table: str, request: pytest.FixtureRequest) -> None:
+        fails_where(METASTORE_TABLES in engine.gaps, request)
+        facts = source(None, table=metastore_table)
+        assert set(engine.schema(facts)) == set(SCHEMA)
+        assert reals_of(engine, facts) == [(1, 2.0, 6), (2, 1.0, 5)]
+        assert len(engine.inputs(facts)) == 1
 
     # What they are made of
 

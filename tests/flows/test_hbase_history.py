@@ -92,6 +92,7 @@ def test_a_snapshot_taken_again_replaces_the_whole(stores: tuple[FeatureStore, F
     at = instant("2024-04-18")
     before = snapshots.read(at)
     assert before.num_rows == snapshots.count(at) > 200
+    snapshots.grace = 0
     add(hbase.root, "all", events(3_000, 300).slice(0, 40))
     hbase.materialize("2024-04-17T12:00:00Z", "2024-04-18T12:00:00Z", ["d_queried"])
     after = snapshots.read(at)
@@ -134,7 +135,7 @@ def test_teardown_and_dropped_views_leave_no_rows(
 def test_spark_keeps_and_reads_them_too(
     stores: tuple[FeatureStore, FeatureStore], tmp_path: Path, hbase_url: str
 ) -> None:
-    """Executors write the rows of a snapshot, and read them back in shares."""
+    """Executors write the rows of a snapshot, and read them back in shares, all of the same run."""
     delta, _ = stores
     root = tmp_path / "spark"
     spark = opened(root, events(3_000, 300), hbase_url.replace("prefix=", "prefix=s"))
@@ -144,6 +145,14 @@ def test_spark_keeps_and_reads_them_too(
     with closing(FeatureStore(root)) as store:
         assert store.materialize(SINCE, END, ["d_queried"]) == delta_rows(delta)
         assert history(store).equals(history(delta))
+        asked = pa.table({"user_id": list(range(300)), "event_timestamp": ["2024-04-18T06:00:00Z"] * 300})
+        expected = delta.get_historical_features(asked, ["n"]).to_arrow()["n"].to_pylist()
+        frame = store.get_historical_features(asked, ["n"]).to_spark_df()
+        add(root, "all", events(3_000, 300).slice(0, 40))
+        store.materialize("2024-04-17T12:00:00Z", "2024-04-18T12:00:00Z", ["d_queried"])
+        assert sorted(str(row.n) for row in frame.collect()) == sorted(map(str, expected))
+        again = store.get_historical_features(asked, ["n"]).to_arrow()["n"]
+        assert again.null_count > expected.count(None)
 
 
 def delta_rows(store: FeatureStore) -> int:

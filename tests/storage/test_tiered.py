@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from feature_store.errors import SettingsError, StoreUnavailableError
 from feature_store.plugins import open_online_store
 from feature_store.storage.generations import State, state_table
-from feature_store.storage.online import Answers, Row, Table
+from feature_store.storage.online import Answers, Key, OnlineStore, Row, Table
 from feature_store.storage.tiered import Options, TieredOnlineStore
 from tests.conformance.online_store import (
     ITEMS,
@@ -400,6 +400,79 @@ def test_refill_copies_a_whole_table(store: TieredOnlineStore) -> None:
     assert answers.behind == ()
     assert answers[0] == [Row(5, 0, (key, "")) for key in range(2_500)]
     assert [len(items) for items in answers[1]] == [10] * 40  # type: ignore[arg-type]
+
+
+class Disturbed:
+    """A slow tier; while it is read for the second time, something happens."""
+
+    def __init__(self, slow: OnlineStore, happens: Callable[[], object]) -> None:
+        self._slow, self._happens, self._reads = slow, happens, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._slow, name)
+
+    def read(self, requests: Sequence[tuple[Table, Sequence[Key]]]) -> Any:
+        self._reads += 1
+        if self._reads == 2:
+            self._happens()
+        return self._slow.read(requests)
+
+
+def restarted(server: RedisServer) -> None:
+    server.stop()
+    server.start()
+
+
+@pytest.mark.parametrize(
+    ("happens", "message"),
+    [(RedisServer.stop, "not refilled, 1,000 keys were copied: .*PING, then run"), (restarted, "another server")],
+    ids=["killed", "started again"],
+)
+def test_a_refill_fails_where_the_fast_tier_does(
+    store: TieredOnlineStore, server: RedisServer, happens: Callable[[RedisServer], None], message: str
+) -> None:
+    store.write(USERS, users(*((key, 5, key) for key in range(2_500))))
+    slow = store._slow
+    store._slow = Disturbed(slow, lambda: happens(server))
+    with pytest.raises(StoreUnavailableError, match=message):
+        store.refill(USERS)
+    store._slow = slow
+    if server.pid is None:
+        server.start()
+    wait_until_open(store)
+    assert store.refill(USERS) == 2_500
+
+
+def test_a_refill_fails_where_its_copies_become_void(store: TieredOnlineStore, server: RedisServer, slow: str) -> None:
+    """A writer misses the fast tier once; what would be copied after that nobody would read, and nobody drop."""
+    store.write(USERS, users(*((key, 5, key) for key in range(2_500))))
+    gate = Gate(server.port)
+    writer = tiered(gate.url, slow)
+    before = store._generations.to_read(USERS)
+
+    def miss() -> None:
+        gate.shut()
+        writer.write(USERS, users((1, 6, 11)))
+        gate.open()
+        wait_for(lambda: store._generations.to_read(USERS).number > before.number and store.fast_tier == "ok")
+
+    store._slow = Disturbed(store._slow, miss)
+    with pytest.raises(StoreUnavailableError, match=r"not refilled, 1,000 keys were copied: its copies became void"):
+        store.refill(USERS)
+    writer.close()
+    gate.shut()
+    assert store.refill(USERS) == 2_500
+    with server.client() as client:
+        generations = {name.partition(b"~")[2].partition(b":")[0] for name in client.keys(f"*:{USERS.name}~*")}
+    assert generations == {b"%x" % store._generations.to_read(USERS).number}
+    assert behind(store, (USERS, [(key,) for key in range(2_500)])) == []
+
+
+def test_a_refill_counts_a_key_once(store: TieredOnlineStore) -> None:
+    """Of the slow tier's batches one may end between two items of a key."""
+    store.write(TILES, tiles(*((key % 7, key.to_bytes(2, "big"), 5, key) for key in range(20_500))))
+    assert len([*store._slow.scan(TILES)]) > 1
+    assert store.refill(TILES) == 7
 
 
 def test_a_drop_takes_the_copies_too(store: TieredOnlineStore, server: RedisServer) -> None:
