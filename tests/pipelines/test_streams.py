@@ -135,6 +135,23 @@ def test_batch_does_not_wait_for_what_transactions_leave_behind(live: Live) -> N
     assert live.online(["day:seen"], 5)["seen"] == [10] * 5
 
 
+def test_what_workers_counted_is_shown_when_they_have_ended(live: Live) -> None:
+    late = {"user_id": 0, "x": 1, "at": to_datetime(time.time_ns() // 1000 - 30 * DAY).isoformat()}
+
+    def counted() -> tuple[int, int, int]:
+        (status,) = live.streams.status(["clicks"])
+        return status["events"], status["late"], status["bad"]
+
+    for run in (1, 2):
+        live.work()
+        live.send([*made(10, 2, [MINUTE]), late, b"not JSON"])
+        until(live.caught_up)
+        live.stop()
+        assert counted() == (11 * run, run, run)
+    live.streams.stop("clicks")
+    assert counted() == (22, 2, 2)
+
+
 def test_what_a_topic_does_not_hold_any_more_is_counted_as_lost(live: Live) -> None:
     """By a worker that an engine starts behind it, as Flink does."""
     live.send(made(30, 1, [MINUTE]))
