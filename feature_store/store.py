@@ -50,7 +50,7 @@ from feature_store.materialization.boundary import Boundary, is_filled_by_stream
 from feature_store.materialization.push import Destination, Pusher, receivers
 from feature_store.materialization.rollout import KEPT_FOR, Rollout
 from feature_store.materialization.sinks import Address
-from feature_store.materialization.stream_log import StreamLog
+from feature_store.materialization.stream_log import SPAN, StreamLog
 from feature_store.plugins import check_online_store, open_online_store
 from feature_store.registry.records import Record, Role, State
 from feature_store.registry.registry import Registry
@@ -565,13 +565,20 @@ class FeatureStore(Directory):
         return Rollout(self.registry, self.catalog, self._earlier)
 
     def _materializer(self, progress: Report | None) -> Materializer:
-        boundary = Boundary(self.registry.streams, self.offline_store, self._ranges)
+        boundary = Boundary(self.registry.streams, self.offline_store, self._ranges, self._empty)
         return Materializer(self.online_store, self.offline_store, self.registry, boundary, self._address_of, progress)
 
     def _ranges(self, source: str) -> dict[int, tuple[int, int]]:
         topic = self.topic(source)
         base = StreamLog(self.offline_store, source).base(topic.identity) or 0
         return {base + partition: range_ for partition, range_ in topic.ranges().items()}
+
+    def _empty(self, source: str, ranges: Mapping[int, tuple[int, int]]) -> set[int]:
+        """Of ranges of offsets, by partition as the log numbers them, those of the topic now that hold no message."""
+        topic = self.topic(source)
+        base = StreamLog(self.offline_store, source).base(topic.identity) or 0
+        here = {part - base: range_ for part, range_ in ranges.items() if base <= part < base + SPAN}
+        return {base + part for part in here.keys() - topic.oldest(here).keys()}
 
     def _address_of(self, table: str) -> Address:
         uri = resolve_uri(self._own_store(table) or self.settings.online_store, self.root)

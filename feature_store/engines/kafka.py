@@ -20,6 +20,7 @@ try:
     from confluent_kafka import (
         TIMESTAMP_NOT_AVAILABLE,
         Consumer,
+        IsolationLevel,
         KafkaError,
         KafkaException,
         Producer,
@@ -54,12 +55,12 @@ class Topic:
     conf: Mapping[str, str] = field(default_factory=dict)
 
     def ranges(self) -> dict[int, tuple[int, int]]:
-        """The offsets that each partition holds, from (the first) to (behind the last)."""
+        """The offsets that each partition holds, from (the first) to (behind the last that may be read)."""
         partitions = [TopicPartition(self.name, number) for number in range(self.check())]
         places: Any = OffsetSpec
         with self._failures():
             asked = [
-                self._admin.list_offsets(dict.fromkeys(partitions, place))
+                self._admin.list_offsets(dict.fromkeys(partitions, place), isolation_level=self._isolation)
                 for place in (places.earliest(), places.latest())
             ]
             first, end = ({p.partition: of.result(TIMEOUT_S).offset for p, of in each.items()} for each in asked)
@@ -84,20 +85,26 @@ class Topic:
                 if time.monotonic() - heard > TIMEOUT_S:
                     raise StoreUnavailableError(f"{self}: nothing came from partition {partition} at offset {start}")
 
-    def oldest(self, starts: Mapping[int, int]) -> int | None:
-        """When the first message of those from these offsets on was written, by partition, in microseconds; None where
-        none is read in time."""
+    def oldest(self, ranges: Mapping[int, tuple[int, int]]) -> dict[int, int | None]:
+        """When the first message of each range of offsets, from (the first) to (behind the last), was written, by
+        partition, in microseconds; None where none was read in time. A range without one is left out: such as hold only
+        what transactions left behind, a marker for each."""
         few = {"auto.offset.reset": "earliest", "queued.min.messages": 1, "fetch.message.max.bytes": 65_536}
-        firsts: dict[int, int] = {}
-        until = time.monotonic() + _OLDEST_S
+        found: dict[int, int | None] = dict.fromkeys(ranges)
+        open_, until = set(ranges), time.monotonic() + _OLDEST_S
         with self._failures(), closing(self._consumer("none", **few)) as consumer:
-            consumer.assign([TopicPartition(self.name, partition, at) for partition, at in starts.items()])
-            while len(firsts) < len(starts) and time.monotonic() < until:
-                if found := self._good(consumer.consume(100, 0.1)):
-                    messages = _messages(found)
-                    for partition, written in zip(messages.partitions, messages.produced, strict=True):
-                        firsts.setdefault(int(partition), int(written))
-        return min(firsts.values(), default=None)
+            consumer.assign([TopicPartition(self.name, partition, start) for partition, (start, _) in ranges.items()])
+            while open_ and time.monotonic() < until:
+                for message in self._good(consumer.consume(100, 0.1)):
+                    partition = message.partition()
+                    if partition in open_ and message.offset() < ranges[partition][1]:
+                        found[partition] = _produced(message)
+                        open_.discard(partition)
+                for at in consumer.position([TopicPartition(self.name, partition) for partition in open_]):
+                    if at.offset >= ranges[at.partition][1]:
+                        del found[at.partition]
+                        open_.discard(at.partition)
+        return found
 
     def create(self, partitions: int) -> None:
         """Make the topic, unless it is there, as the brokers' defaults say; `SourceError` if it may not be written."""
@@ -175,6 +182,12 @@ class Topic:
     @cached_property
     def _told(self) -> deque[KafkaError]:
         return deque(maxlen=10)
+
+    @property
+    def _isolation(self) -> IsolationLevel:
+        """Whether messages of open transactions are read; unless the options say so, they wait."""
+        uncommitted = self.conf.get("isolation.level") == "read_uncommitted"
+        return IsolationLevel.READ_UNCOMMITTED if uncommitted else IsolationLevel.READ_COMMITTED
 
     def _options(self) -> dict[str, Any]:
         return {**self.conf, "bootstrap.servers": self.brokers, "log_level": 0}

@@ -42,6 +42,8 @@ class Boundary:
     offline: OfflineStore
     ranges: Callable[[str], Mapping[int, tuple[int, int]]]
     """The offsets that the topic of a source holds, from (the first) to (behind the last), by partition."""
+    empty: Callable[[str, Mapping[int, tuple[int, int]]], set[int]]
+    """Of ranges of offsets of that topic, by partition, those that hold no message."""
 
     def before(self, bound: BoundView, epoch: str) -> BoundView:
         """The view as batch is to compute it online: over what no stream counts. Waits, for 45 s at most, until it is
@@ -72,7 +74,7 @@ class Boundary:
                 ends = {partition: end for partition, (_, end) in self.ranges(source).items() if partition in open_}
                 self.streams.claim(bound.name, bound.version, open_ | ends, epoch)
                 continue
-            if not open_ and all(reached.get(partition, 0) >= claim.begin for partition, claim in claims.items()):
+            if not open_ and self._has_come(source, reached, claims, time.monotonic() - began):
                 return claims
             if time.monotonic() - began > _PATIENCE_S:
                 raise StoreUnavailableError(
@@ -81,6 +83,13 @@ class Boundary:
                     hint=f"See fs stream status; fs stream start {bound.name}, or stop, and run this again",
                 )
             time.sleep(_LOOK_EVERY_S)
+
+    def _has_come(self, source: str, reached: Mapping[int, int], claims: Mapping[int, Claim], waited: float) -> bool:
+        """Whether the log holds what the topic does before the stream begins. Where nothing but markers of transactions
+        is left it comes no further, which the topic is asked for after some seconds."""
+        found = {part: (reached.get(part, 0), claim.begin) for part, claim in claims.items()}
+        behind = {part: (at, begin) for part, (at, begin) in found.items() if at < begin}
+        return not behind or (waited > _KNOWN_S and behind.keys() <= self.empty(source, behind))
 
     def _runs(self, source: str) -> bool:
         """Whether a worker may be writing, or is about to."""

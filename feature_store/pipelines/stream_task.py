@@ -51,8 +51,8 @@ T = TypeVar("T")
 Read = Callable[[int, int, int], Iterator[Messages]]
 """The messages of a partition from one offset to before another."""
 
-_TOLD: Reject = lambda messages, bad: None  # noqa: E731
-"""For what was rejected before."""
+_UNKEPT: Reject = lambda messages, bad: None  # noqa: E731
+"""For whoever keeps no bad messages."""
 
 
 def spare_collections() -> None:
@@ -96,7 +96,7 @@ class StreamTask:
         self._decoder: Decoder | None = None
         self._views: list[BoundView] = []
         self._deposed: str | None = None
-        self._said = StreamWorker(source, name)
+        self._said = self._told = StreamWorker(source, name)
         self._wrong: dict[str, FeatureStoreError] = {}
         self._ended = threading.Event()
         self._stop = stop or self._ended
@@ -144,7 +144,7 @@ class StreamTask:
                 self._landing.drop([self._base + partition for partition in partitions])
                 self._writer.forget()
 
-    def handle(self, messages: Messages, reject: Reject = _TOLD) -> Bad:
+    def handle(self, messages: Messages, reject: Reject = _UNKEPT) -> Bad:
         """Apply messages, and have them landed later. Those that were taken before are passed over; bad ones are
         rejected before the position moves past them. It waits while a store is away. `ConflictError` where another
         worker has taken over."""
@@ -169,7 +169,7 @@ class StreamTask:
                 landed = self._patiently(lambda at={partition: first}: self._take_up(at, at))[partition]  # type: ignore[misc]
                 end = min(end, landed + LAND_ROWS)
                 told = max(min(end, known.get(self._base + partition, landed)), landed)
-                self._fill(partition, landed, told, _TOLD)
+                self._fill(partition, landed, told, None)
                 self._fill(partition, told, end, reject)
 
     def failing(self, error: FeatureStoreError | None, what: str = "taking") -> None:
@@ -192,11 +192,12 @@ class StreamTask:
         with suppress(FeatureStoreError):
             self._land()
         with suppress(FeatureStoreError):
-            self._streams.leave(self._said)
+            self._streams.leave(self._said, self._told)
 
     # Taking messages
 
-    def _take(self, messages: Messages, reject: Reject) -> Bad:
+    def _take(self, messages: Messages, reject: Reject | None) -> Bad:
+        """Without `reject` they were taken before, and counted, and the bad ones rejected."""
         positions = self._landing.positions
         numbers = messages.partitions + self._base
         taken = np.array([positions[part] for part in numbers.tolist()], np.int64)
@@ -205,9 +206,10 @@ class StreamTask:
             return ()
         part = messages if len(fresh) == len(messages) else messages.take(fresh)
         given, late, bad = self._patiently(lambda: self._apply(part))
-        self._patiently(lambda: reject(part, bad))
+        if reject:
+            self._patiently(lambda: reject(part, bad))
+            self._tell(given.events, late, len(bad))
         nexts = {self._base + partition: at for partition, at in part.nexts.items()}
-        self._tell(given.events, late, len(bad))
         self._landing.add(given.events.table, given.partitions, given.offsets, nexts)
         if self._landing.rows >= LAND_ROWS:
             self._land_now.set()
@@ -256,9 +258,9 @@ class StreamTask:
     def _join(self, partition: int, first: int) -> None:
         """Take up a partition that the engine gives from `first` on: what is not landed before that is read again."""
         start = self._patiently(lambda: self._take_up({partition: first}, {partition: first}))[partition]
-        self._fill(partition, start, first, _TOLD)
+        self._fill(partition, start, first, None)
 
-    def _fill(self, partition: int, start: int, end: int, reject: Reject) -> None:
+    def _fill(self, partition: int, start: int, end: int, reject: Reject | None) -> None:
         """Take the messages between two offsets of a partition, as far as the topic still holds them."""
         if start < end:
             there = self._patiently(lambda: self._take_again(partition, start, end, reject))
@@ -266,7 +268,7 @@ class StreamTask:
                 self._said = replace(self._said, lost=self._said.lost + there - start)
             self._landing.skip({self._base + partition: end})
 
-    def _take_again(self, partition: int, start: int, end: int, reject: Reject) -> int:
+    def _take_again(self, partition: int, start: int, end: int, reject: Reject | None) -> int:
         """Take the messages between two offsets. Where those begin that the topic still holds."""
         assert self._read is not None
         there = end
@@ -352,7 +354,7 @@ class StreamTask:
             positions = self._landing.positions  # first: what they are behind of is counted in what is said
             wrong = next(map(str, list(self._wrong.values())), None)
             said = replace(self._said, positions=positions, error=self._deposed or wrong)
-            self._quietly(lambda said=said: self._streams.beat(said), "telling")  # type: ignore[misc]
+            self._quietly(lambda said=said: self._beat(said), "telling")  # type: ignore[misc]
             if self._ended.wait(_BEAT_EVERY_S):
                 return
             if time.monotonic() - self._looked_at > _LOOK_EVERY_S and self._working.acquire(timeout=0.1):
@@ -361,6 +363,10 @@ class StreamTask:
                         self._quietly(self._look_again, "looking")
                 finally:
                     self._working.release()
+
+    def _beat(self, said: StreamWorker) -> None:
+        self._streams.beat(said, self._told)
+        self._told = said
 
     def _quietly(self, work: Callable[[], object], what: str) -> None:
         try:

@@ -337,10 +337,7 @@ class Streams:
             "lag_events": lag,
             "lag_seconds": seconds,
             "newest_event": None if newest is None else to_iso(newest),
-            "events": sum(worker.events for worker in alive),
-            "late": sum(worker.late for worker in alive),
-            "bad": sum(worker.bad for worker in alive),
-            "lost": sum(worker.lost for worker in alive),
+            **streams.counts(source),
             "error": errors[0] if errors else None,
             "job": state.job.get("id") if job and state else None,
             "job_state": job.state if job else None,
@@ -360,12 +357,13 @@ class Streams:
         for worker in alive if base is not None else ():
             reached |= {partition: max(at, reached.get(partition, 0)) for partition, at in worker.positions.items()}
         nexts = {part: max(reached.get((base or 0) + part, first), first) for part, (first, _) in ranges.items()}
-        waiting = {part: ranges[part][1] - at for part, at in nexts.items() if at < ranges[part][1]}
-        if not waiting:
+        behind = {part: (at, ranges[part][1]) for part, at in nexts.items() if at < ranges[part][1]}
+        oldest = topic.oldest(behind) if behind else {}
+        if not oldest:
             return 0, 0.0
-        oldest = topic.oldest({part: nexts[part] for part in waiting})
-        seconds = None if oldest is None else round(max(time.time() - oldest / SECOND, 0.0), 3)
-        return sum(waiting.values()), seconds
+        waiting = sum(end - at for part, (at, end) in behind.items() if part in oldest)
+        first = min((at for at in oldest.values() if at is not None), default=None)
+        return waiting, None if first is None else round(max(time.time() - first / SECOND, 0.0), 3)
 
     # A view's past
 

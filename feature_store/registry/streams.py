@@ -16,7 +16,7 @@ from feature_store.errors import ConflictError
 from feature_store.registry.database import Database
 from feature_store.registry.leases import SECOND, now_of
 from feature_store.registry.records import Claim, StreamState, StreamWorker
-from feature_store.registry.tables import STREAM_CLAIMS, STREAM_WORKERS, STREAMS
+from feature_store.registry.tables import COUNTS, STREAM_CLAIMS, STREAM_WORKERS, STREAMS
 
 FORGOTTEN = 7 * 86_400 * SECOND
 """A worker that was killed is forgotten when another begins so much later."""
@@ -55,9 +55,17 @@ class Streams:
             )
         return saved
 
-    def leave(self, worker: StreamWorker) -> None:
-        """Forget a worker that has ended."""
+    def counts(self, source: str) -> dict[str, int]:
+        """What all workers of a stream counted since it was first started: `tables.COUNTS`."""
+        asked = sa.select(*(STREAMS.c[name] for name in COUNTS)).where(*self._key(STREAMS, source))
+        with self._database.reading() as connection:
+            row = connection.execute(asked).one_or_none()
+        return dict(zip(COUNTS, row or (0,) * len(COUNTS), strict=True))
+
+    def leave(self, worker: StreamWorker, told: StreamWorker | None = None) -> None:
+        """Forget a worker that has ended, not what it counted. `told`: as for `beat`."""
         with self._database.writing() as connection:
+            self._count(connection, worker, told)
             mine = (*self._key(STREAM_WORKERS, worker.source), STREAM_WORKERS.c.worker == worker.name)
             connection.execute(STREAM_WORKERS.delete().where(*mine))
 
@@ -67,18 +75,19 @@ class Streams:
             for table in (STREAMS, STREAM_WORKERS):
                 connection.execute(table.delete().where(*self._key(table, source)))
 
-    def beat(self, worker: StreamWorker) -> None:
-        """Say what a worker has done so far."""
+    def beat(self, worker: StreamWorker, told: StreamWorker | None = None) -> None:
+        """Say what a worker has done so far. What it counted since it `told` that last, is counted of its stream."""
         key = {"project": self._project, "source": worker.source, "worker": worker.name}
         with self._database.writing() as connection:
             now = now_of(connection)
             row = {"seen": now, "body": worker.body()}
             mine = (*self._key(STREAM_WORKERS, worker.source), STREAM_WORKERS.c.worker == worker.name)
+            self._count(connection, worker, told)
             if connection.execute(STREAM_WORKERS.update().where(*mine).values(**row)).rowcount:
                 return
             gone = (*self._key(STREAM_WORKERS, worker.source), STREAM_WORKERS.c.seen < now - FORGOTTEN)
             connection.execute(STREAM_WORKERS.delete().where(*gone))
-        self._database.insert(STREAM_WORKERS, {**key, **row})
+            connection.execute(STREAM_WORKERS.insert(), {**key, **row})
 
     def sweep(self, source: str, silent: int) -> None:
         """Forget workers that were not heard of for longer than this (microseconds)."""
@@ -119,6 +128,12 @@ class Streams:
                 with self._database.writing() as connection:
                     connection.execute(table.update().where(*this).values(begin=begin, epoch=epoch))
         return self.claims(view, version)
+
+    def _count(self, connection: sa.Connection, worker: StreamWorker, told: StreamWorker | None) -> None:
+        more = {name: getattr(worker, name) - getattr(told, name, 0) for name in COUNTS}
+        if any(more.values()):
+            counted = {STREAMS.c[name]: STREAMS.c[name] + count for name, count in more.items()}
+            connection.execute(STREAMS.update().where(*self._key(STREAMS, worker.source)).values(counted))
 
     def _key(self, table: sa.Table, source: str) -> tuple[sa.ColumnElement[bool], ...]:
         return (table.c.project == self._project, table.c.source == source)

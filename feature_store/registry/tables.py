@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
+
+COUNTS = ("events", "late", "bad", "lost")
+"""What workers of a stream count."""
 
 METADATA = sa.MetaData()
 SCHEMA = sa.Table(
@@ -108,8 +111,9 @@ STREAMS = sa.Table(
     sa.Column("source", sa.String(128), primary_key=True),
     sa.Column("revision", sa.BigInteger, nullable=False),
     sa.Column("body", sa.Text, nullable=False),
+    *(sa.Column(name, sa.BigInteger, nullable=False, server_default="0") for name in COUNTS),
 )
-"""The streams that were started, one a source."""
+"""The streams that were started, one a source, and what all of their workers have counted."""
 
 STREAM_WORKERS = sa.Table(
     "fs_stream_workers",

@@ -62,6 +62,24 @@ def test_workers_are_heard_of_until_their_stream_is_forgotten(registry: Registry
     assert streams.get("clicks") is None and streams.workers("clicks") == []
 
 
+def test_what_workers_counted_outlives_them(registry: Registry) -> None:
+    streams = registry.streams
+    assert streams.counts("clicks") == {"events": 0, "late": 0, "bad": 0, "lost": 0}
+    state = streams.save(StreamState("clicks", "kafka", True))
+    first = StreamWorker("clicks", "left", events=5, bad=1)
+    more = replace(first, events=7, late=2)
+    streams.beat(first)
+    streams.beat(more, first)
+    streams.leave(replace(more, events=8, lost=3), more)
+    killed = StreamWorker("clicks", "killed", events=100)
+    streams.beat(killed)
+    streams.sweep("clicks", -1)
+    streams.beat(replace(killed, events=101), killed)  # it was only slow
+    assert streams.counts("clicks") == {"events": 109, "late": 2, "bad": 1, "lost": 3}
+    streams.save(replace(state, running=False))
+    assert streams.counts("clicks")["events"] == 109
+
+
 def test_workers_that_were_killed_are_forgotten_in_the_end(registry: Registry) -> None:
     streams = registry.streams
     streams.beat(StreamWorker("clicks", "killed"))
