@@ -98,7 +98,7 @@ class Topic:
                 for message in self._good(consumer.consume(100, 0.1)):
                     partition = message.partition()
                     if partition in open_ and message.offset() < ranges[partition][1]:
-                        found[partition] = _produced(message)
+                        found[partition] = int(_messages([message]).produced[0])
                         open_.discard(partition)
                 for at in consumer.position([TopicPartition(self.name, partition) for partition in open_]):
                     if at.offset >= ranges[at.partition][1]:
