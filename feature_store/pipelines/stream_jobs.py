@@ -16,6 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from threading import Event
 from typing import Any
+from uuid import uuid4
 
 import yaml
 
@@ -169,12 +170,19 @@ class FlinkStream:
                 return str(job)
             self.jobs.cancel(job)
             self.land()
-        savepoint = state.job.get("savepoint") or (job and self.jobs.latest_checkpoint(job))
+        place = state.job.get("savepoint") or (job and self._newest_place(job))
         if before and before["topic"] != reads["topic"]:
-            savepoint = None  # it would go on with the partitions of the topic before
-        started = self.jobs.start(self._job(reads), savepoint)
-        self._save(id=started, address=self.jobs.address, savepoint=None, reads=reads)
-        return started
+            place = None  # it would go on with the partitions of the topic before
+        new = uuid4().hex
+        # Saved before it is submitted: whatever becomes of this process, who comes next finds the job.
+        self._save(id=new, address=self.jobs.address, savepoint=None, began_at=place, reads=reads)
+        self.jobs.start(self._job(reads), place, identifier=new)
+        self._save(address=self.jobs.address)  # that of an embedded Flink is known only now
+        return new
+
+    def _newest_place(self, job: str) -> str | None:
+        """Where the last job is to go on that made no savepoint: where it began, if it has no checkpoint."""
+        return self.jobs.latest_checkpoint(job) or self._state.job.get("began_at")
 
     def stop(self) -> None:
         """End the job with a savepoint; nothing happens where it has ended. It waits for one that is submitted now."""

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from feature_store.engines.flink import FlinkJobs
 from feature_store.expressions.instants import DAY, HOUR, MINUTE, to_datetime
 from tests.jars import jars
 from tests.live import FEATURES, VIEWS, Live, made, repository, until
@@ -49,6 +54,7 @@ def test_a_stream_on_flink_goes_on_where_it_was_stopped(live: Live) -> None:
     live.fs("stream", "start", "clicks")
     until(live.caught_up)
     live.fs("stream", "stop")
+    assert (_status(live)["events"], _status(live)["bad"]) == (601, 1)
     assert live.store.offline_store.read("stream/clicks").num_rows == 601
     found, past = live.online(FEATURES, 5), live.history(FEATURES, 5)
     assert found == {name: past[name] for name in found}
@@ -97,6 +103,41 @@ def test_the_status_counts_checkpoints_and_restarts(live: Live, flink_cluster: F
     assert status["last_failure"]
     until(live.caught_up)
     assert sum(live.online(["counts:total"], 2)["total"]) == sum(range(100))
+
+
+@pytest.mark.parametrize("live", ["cluster"], indirect=True)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
+def test_a_start_that_is_cut_short_leaves_no_second_job(
+    live: Live, flink_cluster: FlinkCluster, number: signal.Signals
+) -> None:
+    def going() -> list[str]:
+        jobs = FlinkJobs(flink_cluster.url)
+        return [job for job in jobs.ids() if not jobs.status(job).has_ended]
+
+    command = [sys.executable, "-m", "feature_store.cli", "-c", str(live.store.root), "stream", "start"]
+    flink_cluster.kill_task_manager()  # so that it waits
+    try:
+        # What a shell runs in the background ignores Ctrl-C.
+        heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        with subprocess.Popen(command, preexec_fn=heeding) as starting:
+            until(going, 120)
+            starting.send_signal(number)
+        assert starting.returncode != 0
+        assert len(going()) == (0 if number == signal.SIGINT else 1)
+    finally:
+        flink_cluster.start()
+    live.send(made(50, 5, [MINUTE]))
+    until(lambda: subprocess.run(command).returncode == 0)  # as soon as nobody may be submitting it
+    assert going() == [_job(live)["id"]]
+    until(lambda: live.caught_up() and _status(live)["events"] == 50)
+    live.fs("stream", "stop")
+    assert going() == []
+
+
+def _job(live: Live) -> Mapping[str, Any]:
+    state = live.store.registry.streams.get("clicks")
+    assert state is not None
+    return state.job
 
 
 def _status(live: Live) -> dict[str, Any]:
