@@ -1,7 +1,7 @@
 """Streams as jobs of Flink: what its Python workers do, and how a job is submitted, looked at and ended.
 
-A job goes on from its savepoint or, where a cluster lost it, from its newest checkpoint. Both say no more than what was
-taken; what was not landed by then, workers read again (see `stream_task`).
+A job goes on from its savepoint or, where it made none or a cluster lost it, from its newest checkpoint. Both say no
+more than what was taken; what was not landed by then, workers read again (see `stream_task`).
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ _SAVEPOINTS = "execution.checkpointing.savepoint-dir"
 _CHECKPOINTS = "execution.checkpointing.dir"
 _LEASE_S = 20.0
 _SUBMIT_S = 240.0
+_SAVEPOINT_S = 30.0
+"""A savepoint is some hundred bytes: what takes longer waits for a store, which may be away for hours."""
 _LOOK_EVERY_S = 2.0
 _BACKLOG = 5_000
 """Batches so large say that more waits."""
@@ -184,14 +186,25 @@ class FlinkStream:
         """Where the last job is to go on that made no savepoint: where it began, if it has no checkpoint."""
         return self.jobs.latest_checkpoint(job) or self._state.job.get("began_at")
 
-    def stop(self) -> None:
-        """End the job with a savepoint; nothing happens where it has ended. It waits for one that is submitted now."""
+    def stop(self) -> str | None:
+        """End the job with a savepoint; nothing happens where it has ended. It waits for one that is submitted now.
+
+        One that makes no savepoint, as it restarts or waits for a store, is cancelled, and goes on from its newest
+        checkpoint. The reason for that, else None.
+        """
         with self._alone(_SUBMIT_S):
             if not self.runs:
-                return
-            job = self._state.job["id"]
+                return None
+            job, reason = self._state.job["id"], None
             default = (self._folder / "savepoints").as_uri() if self.is_embedded else None
-            self._save(savepoint=self.jobs.stop(job, self._conf.get(_SAVEPOINTS, default)))
+            place: str | None
+            try:
+                place = self.jobs.stop(job, self._conf.get(_SAVEPOINTS, default), timeout=_SAVEPOINT_S)
+            except FeatureStoreError as error:
+                self.jobs.cancel(job)
+                place, reason = self._newest_place(job), error.message
+            self._save(savepoint=place)
+            return reason
 
     @contextmanager
     def _alone(self, patience: float) -> Iterator[None]:

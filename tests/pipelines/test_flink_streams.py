@@ -11,11 +11,14 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from feature_store.engines.flink import FlinkJobs
 from feature_store.expressions.instants import DAY, HOUR, MINUTE, to_datetime
+from feature_store.pipelines.streams import Streams
 from tests.jars import jars
 from tests.live import FEATURES, VIEWS, Live, made, repository, until
 from tests.servers import FlinkCluster, KafkaServer
@@ -48,11 +51,13 @@ def test_a_stream_on_flink_goes_on_where_it_was_stopped(live: Live) -> None:
     (status,) = json.loads(live.fs("stream", "status", "counts", "--json"))
     assert (status["engine"], status["job_state"], status["restarts"], status["bad"]) == ("flink", "RUNNING", 0, 1)
     live.fs("stream", "stop", "counts")
+    savepoint = _job(live)["savepoint"]
     live.send(made(300, 5, [MINUTE, 3 * HOUR], start=300))
     (status,) = json.loads(live.fs("stream", "status", "--json"))
     assert status["state"] == "stopped" and status["lag_events"] == 300
     live.fs("stream", "start", "clicks")
     until(live.caught_up)
+    assert _restored(live) == urlsplit(savepoint).path
     live.fs("stream", "stop")
     assert (_status(live)["events"], _status(live)["bad"]) == (601, 1)
     assert live.store.offline_store.read("stream/clicks").num_rows == 601
@@ -106,6 +111,31 @@ def test_the_status_counts_checkpoints_and_restarts(live: Live, flink_cluster: F
 
 
 @pytest.mark.parametrize("live", ["cluster"], indirect=True)
+def test_a_job_that_makes_no_savepoint_is_cancelled_and_goes_on_from_its_checkpoint(
+    live: Live, flink_cluster: FlinkCluster
+) -> None:
+    live.send(made(50, 5, [MINUTE]))
+    live.fs("stream", "start")
+    until(live.caught_up)
+    until(lambda: _status(live)["checkpoints"])
+    flink_cluster.kill_task_manager()
+    try:
+        until(lambda: _status(live)["job_state"] == "RESTARTING")
+        said: list[str] = []
+        Streams(live.store, said.append).stop("clicks")
+    finally:
+        flink_cluster.start()
+    assert said and said[0].startswith("clicks: its job was cancelled, and goes on from its newest checkpoint: job ")
+    assert (_status(live)["state"], _status(live)["job_state"]) == ("stopped", "CANCELED")
+    checkpoint = _job(live)["savepoint"]
+    live.send(made(50, 5, [MINUTE], start=50))
+    live.fs("stream", "start")
+    until(live.caught_up)
+    assert "chk-" in checkpoint and _restored(live) == urlsplit(checkpoint).path
+    assert sum(live.online(["counts:total"], 5)["total"]) == sum(range(100))
+
+
+@pytest.mark.parametrize("live", ["cluster"], indirect=True)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
 def test_a_start_that_is_cut_short_leaves_no_second_job(
     live: Live, flink_cluster: FlinkCluster, number: signal.Signals
@@ -138,6 +168,13 @@ def _job(live: Live) -> Mapping[str, Any]:
     state = live.store.registry.streams.get("clicks")
     assert state is not None
     return state.job
+
+
+def _restored(live: Live) -> str:
+    """The path of what the job began at, as Flink says."""
+    job = _job(live)
+    found = httpx.get(f"{job['address']}/jobs/{job['id']}/checkpoints").json()
+    return urlsplit(found["latest"]["restored"]["external_path"]).path
 
 
 def _status(live: Live) -> dict[str, Any]:
