@@ -28,6 +28,7 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
+from uuid import uuid4
 
 from feature_store.engines.flink_kafka import java_properties
 from feature_store.errors import ConflictError, FeatureStoreError, MissingExtraError, NotFoundError, SettingsError
@@ -38,6 +39,7 @@ UNKNOWN = "UNKNOWN"
 """The state of a job that the cluster does not know: it ended long ago, or the cluster lost it."""
 
 _ENDED = ("FINISHED", "FAILED", "CANCELED", UNKNOWN)
+_INITIALIZING = "INITIALIZING"
 _EMBEDDED = ("embedded", "local")
 _TIMEOUT = 10.0
 _PLANNING = 180.0
@@ -119,29 +121,33 @@ class FlinkJobs:
         """The REST address. An embedded Flink has one when a job has been started."""
         return self._address or "embedded"
 
-    def start(self, job: StreamJob, savepoint: str | None = None, *, timeout: float = 120) -> str:
+    def start(
+        self, job: StreamJob, savepoint: str | None = None, *, identifier: str | None = None, timeout: float = 120
+    ) -> str:
         """The id of the job, whose tasks run. It begins at `savepoint`, the path of a savepoint or checkpoint; else at
         the offsets that its group has committed; else where `job.begin` says.
+
+        The id is `identifier`, 32 hexadecimal digits that no other job has: who keeps it before finds the job though
+        this process is killed meanwhile. What else interrupts it cancels the job.
 
         Raises:
             MissingExtraError: PyFlink is not installed.
             SettingsError: Flink's Kafka connector or Java is missing, an option of Kafka has no counterpart.
             StoreUnavailableError: Flink cannot be reached, has no slots to spare, or the job fails at once.
         """
-        kafka = java_properties(job.brokers, job.conf)
+        told = asdict(job) | {"consumer": java_properties(job.brokers, job.conf), "id": identifier or uuid4().hex}
         if not self.is_embedded:
             self._check_version()
-        told = asdict(job) | {"consumer": kafka}
         if self._driver:
             self.ids()  # which notices if that Flink has died
         try:
-            driver = self._started()
-            identifier = str(driver.ask({"job": told, "savepoint": savepoint})["job"])
-        finally:
-            if not self.is_embedded:
-                self.close()
-        self._wait_until_it_runs(identifier, job, timeout)
-        return identifier
+            self._submit({"job": told, "savepoint": savepoint})
+            self._wait_until_it_runs(told["id"], job, timeout)
+        except BaseException:  # Ctrl-C, too
+            with suppress(FeatureStoreError):
+                self.cancel(told["id"])
+            raise
+        return str(told["id"])
 
     def stop(self, job: str, savepoints: str | None, *, timeout: float = 300) -> str:
         """Ends a job when all that it has read is handled; the path of its savepoint, in the folder `savepoints`, or in
@@ -176,8 +182,8 @@ class FlinkJobs:
         """How a job is. UNKNOWN: start it again, from `latest_checkpoint`."""
         try:
             state = self._state(job)
-            if state == UNKNOWN:
-                return JobStatus(UNKNOWN)
+            if state in (UNKNOWN, _INITIALIZING):  # of which Flink can tell nothing more
+                return JobStatus(state)
             checkpoints = self._get(f"/jobs/{job}/checkpoints")
             metrics = self._get(f"/jobs/{job}/metrics?get=numRestarts")
             error = self._error(job)
@@ -212,6 +218,13 @@ class FlinkJobs:
     ) -> None:
         self.close()
 
+    def _submit(self, request: Mapping[str, object]) -> None:
+        try:
+            self._started().ask(request)
+        finally:
+            if not self.is_embedded:
+                self.close()
+
     def _started(self) -> _Driver:
         if self._driver is None:
             conf = self._conf | ({"python.executable": sys.executable} if self.is_embedded else {})
@@ -244,7 +257,6 @@ class FlinkJobs:
             with suppress(FeatureStoreError):
                 slots = self._get("/overview")["slots-total"]
                 error.hint = error.hint or f"It has {slots} slots for all jobs, and this one takes {job.parallelism}"
-                self.cancel(identifier)
             raise
 
     def _runs(self, identifier: str, job: StreamJob) -> bool:

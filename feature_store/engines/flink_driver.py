@@ -4,7 +4,7 @@ PyFlink plans in a JVM. It is the child of this process, not of its user's, and 
 embedded, that JVM is the cluster, too. One line of JSON in is one request, one line out its answer:
 
     {"address": "http://host:8081" or null, "conf": {...}}    first     {"address": "http://..."}
-    {"job": {...}, "savepoint": "file:///..." or null}        then      {"job": "4f0c..."}
+    {"job": {...}, "savepoint": "file:///..." or null}        then      {"job": "4f0c..."}, the id that is in the job
 
 or `{"error": "..."}`. It ends at the end of its input.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -41,6 +42,9 @@ _SETTINGS = {
 
 _WORKERS = "_python_worker_execution_mode"
 """PyFlink's switch: unless it says process, this process would compute, too, and it may end before the job."""
+
+_JOB_ID = "$internal.pipeline.job-id"
+"""Without it Flink chooses one, which is known only when the job may run already."""
 
 _KEY_AND_VALUE = {
     "key.format": "raw",
@@ -109,6 +113,7 @@ def _submitted(job: dict[str, Any], savepoint: str | None, address: str | None, 
         "rest.port": str(place.port or (443 if place.scheme == "https" else 80)),
         "security.ssl.rest.enabled": str(place.scheme == "https").lower(),
         "pipeline.name": job["name"],
+        _JOB_ID: job["id"],
         "parallelism.default": str(job["parallelism"]),
         "table.local-time-zone": "UTC",
         "python.execution-mode": "process",
@@ -116,8 +121,15 @@ def _submitted(job: dict[str, Any], savepoint: str | None, address: str | None, 
     }
     settings |= {"execution.state-recovery.path": savepoint} if savepoint else {}
     environment = _planned(job, settings)
+    if _is_alone():
+        raise RuntimeError("nobody waits for the job any more")
     client = environment.execute_sql(_INSERT).get_job_client()
     return str(client.get_job_id())
+
+
+def _is_alone() -> bool:
+    """Whether who asked is gone: nothing more is asked before there is an answer, so what can be read is the end."""
+    return bool(select.select([sys.stdin], [], [], 0)[0])
 
 
 def _planned(job: dict[str, Any], settings: dict[str, str]) -> Any:

@@ -1,7 +1,7 @@
 """Streams as jobs of Flink: what its Python workers do, and how a job is submitted, looked at and ended.
 
-A job goes on from its savepoint or, where a cluster lost it, from its newest checkpoint. Both say no more than what was
-taken; what was not landed by then, workers read again (see `stream_task`).
+A job goes on from its savepoint or, where it made none or a cluster lost it, from its newest checkpoint. Both say no
+more than what was taken; what was not landed by then, workers read again (see `stream_task`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from threading import Event
 from typing import Any
+from uuid import uuid4
 
 import yaml
 
@@ -37,6 +38,8 @@ _SAVEPOINTS = "execution.checkpointing.savepoint-dir"
 _CHECKPOINTS = "execution.checkpointing.dir"
 _LEASE_S = 20.0
 _SUBMIT_S = 240.0
+_SAVEPOINT_S = 30.0
+"""A savepoint is some hundred bytes: what takes longer waits for a store, which may be away for hours."""
 _LOOK_EVERY_S = 2.0
 _BACKLOG = 5_000
 """Batches so large say that more waits."""
@@ -169,21 +172,39 @@ class FlinkStream:
                 return str(job)
             self.jobs.cancel(job)
             self.land()
-        savepoint = state.job.get("savepoint") or (job and self.jobs.latest_checkpoint(job))
+        place = state.job.get("savepoint") or (job and self._newest_place(job))
         if before and before["topic"] != reads["topic"]:
-            savepoint = None  # it would go on with the partitions of the topic before
-        started = self.jobs.start(self._job(reads), savepoint)
-        self._save(id=started, address=self.jobs.address, savepoint=None, reads=reads)
-        return started
+            place = None  # it would go on with the partitions of the topic before
+        new = uuid4().hex
+        # Saved before it is submitted: whatever becomes of this process, who comes next finds the job.
+        self._save(id=new, address=self.jobs.address, savepoint=None, began_at=place, reads=reads)
+        self.jobs.start(self._job(reads), place, identifier=new)
+        self._save(address=self.jobs.address)  # that of an embedded Flink is known only now
+        return new
 
-    def stop(self) -> None:
-        """End the job with a savepoint; nothing happens where it has ended. It waits for one that is submitted now."""
+    def _newest_place(self, job: str) -> str | None:
+        """Where the last job is to go on that made no savepoint: where it began, if it has no checkpoint."""
+        return self.jobs.latest_checkpoint(job) or self._state.job.get("began_at")
+
+    def stop(self) -> str | None:
+        """End the job with a savepoint; nothing happens where it has ended. It waits for one that is submitted now.
+
+        One that makes no savepoint, as it restarts or waits for a store, is cancelled, and goes on from its newest
+        checkpoint. The reason for that, else None.
+        """
         with self._alone(_SUBMIT_S):
             if not self.runs:
-                return
-            job = self._state.job["id"]
+                return None
+            job, reason = self._state.job["id"], None
             default = (self._folder / "savepoints").as_uri() if self.is_embedded else None
-            self._save(savepoint=self.jobs.stop(job, self._conf.get(_SAVEPOINTS, default)))
+            place: str | None
+            try:
+                place = self.jobs.stop(job, self._conf.get(_SAVEPOINTS, default), timeout=_SAVEPOINT_S)
+            except FeatureStoreError as error:
+                self.jobs.cancel(job)
+                place, reason = self._newest_place(job), error.message
+            self._save(savepoint=place)
+            return reason
 
     @contextmanager
     def _alone(self, patience: float) -> Iterator[None]:

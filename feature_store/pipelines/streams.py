@@ -156,7 +156,7 @@ class Streams:
         """Have a stream end, and wait until it has; what it took is stored and landed then."""
         state = self.want(source, False)
         if state.engine == FLINK and not self._flink(source).is_embedded:
-            self._flink(source).stop()
+            self._end_job(self._flink(source))
         deadline = time.monotonic() + _STOP_S
         while alive := self._alive(source):
             if time.monotonic() > deadline:
@@ -284,11 +284,15 @@ class Streams:
                     failing(error)
                 ended.wait(_JOB_EVERY_S)
             if stream.is_embedded:
-                stream.stop()
+                self._end_job(stream)
                 self._wait_for_workers(source)
                 stream.land()
         finally:
             stream.close()
+
+    def _end_job(self, stream: FlinkStream) -> None:
+        if reason := stream.stop():
+            self.notice(f"{stream.source}: its job was cancelled, and goes on from its newest checkpoint: {reason}")
 
     def _wait_for_workers(self, source: str) -> None:
         """Until the workers of a job that ended have landed what they took: Flink does not wait for them."""

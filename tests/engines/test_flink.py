@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 import psutil
 import pytest
 from confluent_kafka import Producer
 
 from feature_store.engines.flink import UNKNOWN, FlinkJobs, JobStatus, StreamJob, newest_checkpoint, root_cause
+from feature_store.engines.flink_kafka import java_properties
 from feature_store.errors import SettingsError, StoreUnavailableError
 from tests.jars import jars
 from tests.servers import FlinkCluster, KafkaServer, S3Server, SecureKafka, free_port
@@ -200,6 +204,20 @@ def test_a_job_that_cannot_run_is_refused_in_one_line(
     with pytest.raises(StoreUnavailableError, match=rf"has {slots} slots for all jobs, and this one takes {slots + 1}"):
         jobs.start(replace(stream.job, parallelism=slots + 1), timeout=30)
     assert all(jobs.status(job).has_ended for job in jobs.ids())
+
+
+def test_a_job_that_nobody_waits_for_any_more_is_not_submitted(
+    jobs: FlinkJobs, stream: Stream, flink_cluster: FlinkCluster
+) -> None:
+    """The driver's user is killed while it plans: a second job would follow that nobody knew of."""
+    conf = {"pipeline.jars": ";".join(jar.as_uri() for jar in sorted(Path(jars("flink")).glob("*.jar")))}
+    job = asdict(stream.job) | {"consumer": java_properties(stream.job.brokers, {}), "id": uuid4().hex}
+    requests = [{"address": flink_cluster.url, "conf": conf}, {"job": job, "savepoint": None}]
+    command = [sys.executable, "-m", "feature_store.engines.flink_driver"]
+    told = "".join(json.dumps(request) + "\n" for request in requests)
+    done = subprocess.run(command, input=told, stdout=subprocess.PIPE, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[1]) == {"error": "nobody waits for the job any more"}
+    assert job["id"] not in jobs.ids()
 
 
 def test_one_conf_opens_kafka_to_flink_and_to_librdkafka(jobs: FlinkJobs, tmp_path: Path) -> None:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
+from feature_store.engines.flink import FlinkJobs
 from feature_store.expressions.instants import DAY, HOUR, MINUTE, to_datetime
+from feature_store.pipelines.streams import Streams
 from tests.jars import jars
 from tests.live import FEATURES, VIEWS, Live, made, repository, until
 from tests.servers import FlinkCluster, KafkaServer
@@ -43,12 +51,15 @@ def test_a_stream_on_flink_goes_on_where_it_was_stopped(live: Live) -> None:
     (status,) = json.loads(live.fs("stream", "status", "counts", "--json"))
     assert (status["engine"], status["job_state"], status["restarts"], status["bad"]) == ("flink", "RUNNING", 0, 1)
     live.fs("stream", "stop", "counts")
+    savepoint = _job(live)["savepoint"]
     live.send(made(300, 5, [MINUTE, 3 * HOUR], start=300))
     (status,) = json.loads(live.fs("stream", "status", "--json"))
     assert status["state"] == "stopped" and status["lag_events"] == 300
     live.fs("stream", "start", "clicks")
     until(live.caught_up)
+    assert _restored(live) == urlsplit(savepoint).path
     live.fs("stream", "stop")
+    assert (_status(live)["events"], _status(live)["bad"]) == (601, 1)
     assert live.store.offline_store.read("stream/clicks").num_rows == 601
     found, past = live.online(FEATURES, 5), live.history(FEATURES, 5)
     assert found == {name: past[name] for name in found}
@@ -97,6 +108,73 @@ def test_the_status_counts_checkpoints_and_restarts(live: Live, flink_cluster: F
     assert status["last_failure"]
     until(live.caught_up)
     assert sum(live.online(["counts:total"], 2)["total"]) == sum(range(100))
+
+
+@pytest.mark.parametrize("live", ["cluster"], indirect=True)
+def test_a_job_that_makes_no_savepoint_is_cancelled_and_goes_on_from_its_checkpoint(
+    live: Live, flink_cluster: FlinkCluster
+) -> None:
+    live.send(made(50, 5, [MINUTE]))
+    live.fs("stream", "start")
+    until(live.caught_up)
+    until(lambda: _status(live)["checkpoints"])
+    flink_cluster.kill_task_manager()
+    try:
+        until(lambda: _status(live)["job_state"] == "RESTARTING")
+        said: list[str] = []
+        Streams(live.store, said.append).stop("clicks")
+    finally:
+        flink_cluster.start()
+    assert said and said[0].startswith("clicks: its job was cancelled, and goes on from its newest checkpoint: job ")
+    assert (_status(live)["state"], _status(live)["job_state"]) == ("stopped", "CANCELED")
+    checkpoint = _job(live)["savepoint"]
+    live.send(made(50, 5, [MINUTE], start=50))
+    live.fs("stream", "start")
+    until(live.caught_up)
+    assert "chk-" in checkpoint and _restored(live) == urlsplit(checkpoint).path
+    assert sum(live.online(["counts:total"], 5)["total"]) == sum(range(100))
+
+
+@pytest.mark.parametrize("live", ["cluster"], indirect=True)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
+def test_a_start_that_is_cut_short_leaves_no_second_job(
+    live: Live, flink_cluster: FlinkCluster, number: signal.Signals
+) -> None:
+    def going() -> list[str]:
+        jobs = FlinkJobs(flink_cluster.url)
+        return [job for job in jobs.ids() if not jobs.status(job).has_ended]
+
+    command = [sys.executable, "-m", "feature_store.cli", "-c", str(live.store.root), "stream", "start"]
+    flink_cluster.kill_task_manager()  # so that it waits
+    try:
+        # What a shell runs in the background ignores Ctrl-C.
+        heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        with subprocess.Popen(command, preexec_fn=heeding) as starting:
+            until(going, 120)
+            starting.send_signal(number)
+        assert starting.returncode != 0
+        assert len(going()) == (0 if number == signal.SIGINT else 1)
+    finally:
+        flink_cluster.start()
+    live.send(made(50, 5, [MINUTE]))
+    until(lambda: subprocess.run(command).returncode == 0)  # as soon as nobody may be submitting it
+    assert going() == [_job(live)["id"]]
+    until(lambda: live.caught_up() and _status(live)["events"] == 50)
+    live.fs("stream", "stop")
+    assert going() == []
+
+
+def _job(live: Live) -> Mapping[str, Any]:
+    state = live.store.registry.streams.get("clicks")
+    assert state is not None
+    return state.job
+
+
+def _restored(live: Live) -> str:
+    """The path of what the job began at, as Flink says."""
+    job = _job(live)
+    found = httpx.get(f"{job['address']}/jobs/{job['id']}/checkpoints").json()
+    return urlsplit(found["latest"]["restored"]["external_path"]).path
 
 
 def _status(live: Live) -> dict[str, Any]:
