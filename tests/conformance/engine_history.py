@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_store.engines.engine import Engine
+from feature_store.errors import FeatureStoreError, InvalidInputError
 from feature_store.expressions.aggregates import COVERED, WindowReader, item_time, tile_schema
 from feature_store.expressions.instants import DAY, HOUR, MINUTE
 from feature_store.expressions.relations import DELETED, LatestRow, Schedule, Windows
@@ -312,6 +314,27 @@ class HistoryConformance:
         last = [sorted(number for number in range(2000) if number % 3 == key)[-3:] for key in range(3)]
         assert found["last"].to_pylist() == [*last, None]
         assert engine.tiles(relation, 10, None, 3000).count() == 900
+
+    def test_sums_overflow_in_answers_alone(self, engine: Engine, tmp_path: Path) -> None:
+        """Whole tiles are too large, and the windows over them are not."""
+        wide, long = 6 * 10**37, 2**62
+        amounts = [(wide, long), (wide, long), (wide, long), (-wide, -long), (-wide, -long), (1, 1)]
+        made = [event(1, at, q=Decimal(q), n=n) for at, (q, n) in enumerate(amounts)]
+        sums = {"q": "sum", "mean": "mean", "n": "sum"}
+        windows = tuple(window(name, sums[name], "n" if name == "n" else "q", 100, 3) for name in sums)
+        relation = Windows(source(write(tmp_path / "rows", made)), KEYS, windows)
+        tiles = raw(engine.tiles(relation, 3, None, 6).read().read_all(), types_of(tile_schema(windows)))
+        names = tile_schema(windows).names
+        stored = {row[ITEM]: (row[EVENT_TIME], row[CREATED], tuple(row[name] for name in names)) for row in tiles}
+        _, _, answers = WindowReader(windows).read([stored], 6)
+        found = engine.as_of(relation, spine((1, 6)), [*sums])
+        for total, mean, whole in (answers, [found[name][0].as_py() for name in sums]):
+            assert (total, whole) == (Decimal(wide + 1), long + 1)
+            assert oracle.agrees(mean, (wide + 1) / 6)
+        with pytest.raises(InvalidInputError, match='the sum of "q" does not fit'):
+            WindowReader(windows).read([stored], 3)
+        with pytest.raises(FeatureStoreError, match='the sum of "q" does not fit'):
+            engine.as_of(relation, spine((1, 3)), [*sums])
 
     def test_scheduled_windows_stand_still_until_midnight_of_their_zone(self, engine: Engine, tmp_path: Path) -> None:
         texts = ("2026-03-01T15:59:59", "2026-03-01T16:00:00", "2026-03-02T03:00:00")
