@@ -57,7 +57,7 @@ class TierKeeper:
     def want(self, table: Table, known: Generation) -> Generation:
         """Open a table that was never opened; later if the fast tier does not answer."""
         self._wanted.add(table.name)
-        if known.move == 0 and (life := self._life()):
+        if known.move == 0 and (life := self.life()):
             return self._generations.move(table, known, State.OPENING, life)
         return known
 
@@ -78,7 +78,7 @@ class TierKeeper:
 
     def tick(self) -> None:
         """Look at both tiers once, and do what is due."""
-        life = self._life()
+        life = self.life()
         with contextlib.suppress(StoreUnavailableError):
             self._generations.look_again()
             for table, known in self._generations.all:
@@ -88,7 +88,8 @@ class TierKeeper:
             with contextlib.suppress(StoreUnavailableError):
                 self._count_losses()
 
-    def _life(self) -> str | None:
+    def life(self) -> str | None:
+        """The life that the fast tier is in; None where it does not answer."""
         try:
             life = self._fast.life()
         except StoreUnavailableError:

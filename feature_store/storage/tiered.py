@@ -190,7 +190,7 @@ class TieredOnlineStore:
         known = self._generations.look([table])[0]
         self._keeper.want(table, known)
         deadline = time.monotonic() + _LEASES_TO_OPEN * self._options.lease
-        while (known := self._generations.to_read(table)).state is not State.OPEN or not self._keeper.fast_answers:
+        while (known := self._generations.to_read(table)).state is not State.OPEN or self._keeper.life() != known.life:
             if time.monotonic() > deadline:
                 raise StoreUnavailableError(
                     f"the fast tier {redacted(self._options.fast)} takes no copies", hint="Check that it answers"

@@ -439,6 +439,7 @@ def test_a_refill_fails_where_the_fast_tier_does(
     store._slow = slow
     if server.pid is None:
         server.start()
+    wait_for(lambda: store._generations.to_read(USERS).life == store._fast.life())
     wait_until_open(store)
     assert store.refill(USERS) == 2_500
 
