@@ -79,6 +79,32 @@ def test_a_redis_that_hangs_holds_the_stream_back(
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.parametrize("stream_engine", ["flink"], indirect=True)
+def test_a_job_that_waits_for_a_redis_that_hangs_can_be_stopped(
+    tmp_path: Path, kafka_server: KafkaServer, redis: RedisServer, stream_engine: tuple[str, dict[str, Any]]
+) -> None:
+    """It makes no savepoint then: what was taken is in its checkpoint and the log."""
+    (engine, settings), topic = stream_engine, kafka_server.topic(2)
+    settings |= {"online_store": f"{redis.url}?timeout=1"}
+    live = Live(repository(tmp_path, kafka_server, topic, engine, settings), kafka_server, topic)
+    live.send(made(100, 4, [MINUTE]))
+    live.fs("stream", "start")
+    until(live.caught_up)
+    redis.pause(True)
+    try:
+        live.send(made(100, 4, [MINUTE], start=100))
+        until(lambda: f"127.0.0.1:{redis.port}" in str(status(live)["error"]))
+        live.fs("stream", "stop")
+        assert (status(live)["state"], status(live)["job_state"], status(live)["workers"]) == ("stopped", "CANCELED", 0)
+    finally:
+        redis.pause(False)
+    live.fs("stream", "start")
+    until(live.caught_up)
+    live.fs("stream", "stop")
+    close(live, 4, 200)
+
+
+@pytest.mark.timeout(400)
 def test_a_slow_redis_holds_the_stream_back(
     tmp_path: Path, kafka_server: KafkaServer, redis: RedisServer, stream_engine: tuple[str, dict[str, Any]]
 ) -> None:
