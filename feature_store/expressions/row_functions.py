@@ -261,11 +261,17 @@ def substring(text: str, start: int, length: int) -> str:
 
 @functools.lru_cache(1024)
 def like(pattern: str) -> Callable[[str], Any]:
-    """The test of a LIKE pattern whose escape character is the backslash."""
-    regex, chars = "", iter(pattern)
+    """The test of a LIKE pattern whose escape character is the backslash. Between two % the first place that fits is as
+    good as any later one: none is tried again, or a long text would take for ever."""
+    pieces, chars = [""], iter(pattern)
     for char in chars:
-        regex += {"%": ".*", "_": "."}.get(char) or re.escape(next(chars) if char == "\\" else char)
-    return re.compile(regex, re.DOTALL).fullmatch
+        if char == "%":
+            pieces.append("")
+        else:
+            pieces[-1] += "." if char == "_" else re.escape(next(chars) if char == "\\" else char)
+    first, *others = pieces
+    between = "".join(f"(?>.*?{piece})" for piece in others[:-1])
+    return re.compile(first + (f"{between}.*{others[-1]}" if others else ""), re.DOTALL).fullmatch
 
 
 def md5(text: str) -> str:

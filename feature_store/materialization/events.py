@@ -18,9 +18,10 @@ from feature_store.errors import FeatureStoreError, InvalidInputError
 from feature_store.expressions.ranges import Ints
 from feature_store.expressions.relations import Computed, LatestRow, Rows, Windows
 from feature_store.expressions.scalars import Ref, Scalar, compile_rows
+from feature_store.storage.keys import MOST_BYTES
 from feature_store.storage.online import CREATED, EVENT_TIME, NO_CREATED
 from feature_store.storage.rows import cast, raw_type, to_arrow
-from feature_store.types import TIMESTAMP, Schema
+from feature_store.types import BYTES, STRING, TIMESTAMP, Schema
 
 
 class Events:
@@ -75,11 +76,15 @@ class Events:
         return to_arrow(self.evaluate(scalar), scalar.type)
 
     def keys(self, schema: Schema) -> dict[str, pa.Array]:
-        """The key columns of a view, in their types; `InvalidInputError` where a value is too large."""
+        """The key columns of a view, in their types; `InvalidInputError` where a value is too large or too long."""
         try:
-            return {key.name: _one_chunk(cast(self.table[key.name], key.type.arrow)) for key in schema}
+            keys = {key.name: _one_chunk(cast(self.table[key.name], key.type.arrow)) for key in schema}
         except pa.ArrowInvalid as error:
             raise InvalidInputError(f"its key does not fit: {error}") from error
+        longest = _longest([keys[key.name] for key in schema if key.type in (STRING, BYTES)])
+        if longest > MOST_BYTES:
+            raise InvalidInputError(f"its key has {longest} bytes, and stores take {MOST_BYTES}")
+        return keys
 
     def stamps(self) -> dict[str, pa.Array]:
         """The columns of times that an online table takes."""
@@ -153,6 +158,12 @@ def _wrong_ones(events: Events, work: Callable[[Events], object]) -> Iterator[in
             else:
                 middle = (start + end) // 2
                 parts += [(start, middle), (middle, end)]
+
+
+def _longest(texts: Sequence[pa.Array]) -> int:
+    """The most bytes that these columns have together in a row."""
+    lengths = [pc.fill_null(pc.binary_length(each), 0) for each in texts]
+    return (pc.max(reduce(pc.add, lengths)).as_py() or 0) if lengths else 0
 
 
 def columns_of(view: BoundView) -> set[str]:

@@ -40,6 +40,9 @@ _WHOLE_LONG = struct.Struct(">BBQ")
 KEY_KINDS = (*_TAGS, "BOOL")
 """The kinds of type that a key column may have."""
 
+MOST_BYTES = 16_000
+"""So many bytes of text in a key every store takes. HBase has room for 32,767, and a zero is encoded as two."""
+
 Encode = Callable[[Any], bytes]
 
 

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from feature_store.errors import InvalidInputError
 from feature_store.plugins import open_online_store
-from feature_store.storage.keys import key_codec
+from feature_store.storage.keys import MOST_BYTES, key_codec
 from feature_store.storage.online import EVENT_TIME, NO_CREATED, Key, OnlineStore, Row, Table
 from feature_store.storage.rows import columns_of, row_codec, to_batch
 from feature_store.types import (
@@ -309,6 +309,14 @@ class OnlineStoreConformance:
         store.write(USERS, rows_of(USERS, [Entry((key,), 1, 0, (key, text)) for key in range(5)]))
         found = store.read([(USERS, [(4,), (0,)])])[0]
         assert found == [Row(1, 0, (4, text)), Row(1, 0, (0, text))]
+
+    def test_the_longest_keys(self, store: OnlineStore) -> None:
+        named = Table("named", Schema.of(a=BYTES, b=STRING), Schema.of(x=INT64), items=True)
+        store.create(named)
+        half = MOST_BYTES // 2
+        keys: list[Key] = [(b"\0" * half, "\0" * half), (b"a" * half, "b" * half)]
+        store.write(named, rows_of(named, [Entry(key, 5, 0, (1,), b"i" * 20) for key in keys]))
+        assert store.read([(named, keys)]) == [[{b"i" * 20: Row(5, 0, (1,))}] * 2]
 
     def test_concurrent_writers_end_with_the_greatest(self, store: OnlineStore) -> None:
         def write(writer: int) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from feature_store.errors import ExpressionError, InvalidInputError
+from feature_store.expressions.row_functions import like
 from feature_store.expressions.scalars import bind, cast, compile_all, compile_rows, to_sql
 from feature_store.types import INT64, Schema
 from tests.scalars import EDGE_ROW, EDGES, OVERFLOWS, ROW, SCHEMA, TABLE, same
@@ -20,6 +23,25 @@ def answers(text: str, columns: dict[str, list[Any]], schema: Schema = SCHEMA) -
 def test_means_what_the_contract_says(text: str, expected: Any) -> None:
     answer = answers(text, ROW)[0]
     assert same(answer, expected), answer
+
+
+@given(st.text("ab%_", max_size=8), st.text("ab\n", max_size=8))
+def test_like_finds_what_trying_every_place_does(pattern: str, text: str) -> None:
+    assert bool(like(pattern)(text)) == _is_like(pattern, text)
+
+
+def _is_like(pattern: str, text: str) -> bool:
+    if not pattern:
+        return not text
+    if pattern[0] == "%":
+        return any(_is_like(pattern[1:], text[at:]) for at in range(len(text) + 1))
+    return bool(text) and pattern[0] in ("_", text[0]) and _is_like(pattern[1:], text[1:])
+
+
+def test_like_tries_no_place_of_a_long_text_again() -> None:
+    """Or this would not end."""
+    assert not like("%a%a%a%a%b")("a" * 100_000)
+    assert like("%a%a%a%a%b")("a" * 100_000 + "b")
 
 
 @pytest.mark.parametrize(("text", "name", "values", "expected"), EDGES, ids=[text for text, *_ in EDGES])

@@ -17,6 +17,7 @@ from feature_store.engines.streams import Bad, Messages, TopicId
 from feature_store.errors import StoreUnavailableError
 from feature_store.expressions.instants import to_datetime
 from feature_store.pipelines.stream_task import LAND_ROWS, StreamTask
+from feature_store.storage.keys import MOST_BYTES
 from tests.live import until
 from tests.servers import PostgresServer
 
@@ -56,6 +57,23 @@ def test_an_event_whose_key_does_not_fit_spoils_no_other(store: FeatureStore) ->
     assert place == 1 and "its key does not fit: Integer value 1099511627776 not in range" in reason
     task.close()
     assert store.get_online_features(["counts:n"], [{"user_id": 1}]).to_dict()["n"] == [2]
+
+
+def test_an_event_whose_key_is_too_long_for_a_store_is_bad(tmp_path: Path) -> None:
+    (tmp_path / "feature_store.yaml").write_text("project: p\n")
+    (tmp_path / "views.yaml").write_text(REPO.replace("INT32", "STRING").replace("INT64", "STRING"))
+    store = FeatureStore(tmp_path)
+    store.apply()
+    task = StreamTask(store, "clicks", "worker")
+    task.assigned(TopicId("clicks"), {0: (0, 3)}, [0])
+    longest, now = "é" * (MOST_BYTES // 2), time.time_ns() // 1000
+    users = [longest, f"{longest}!", None, longest]
+    values = [json.dumps({"user_id": user, "at": to_datetime(now).isoformat()}).encode() for user in users]
+    ((place, reason),) = task.handle(Messages.of(values, 0, 0, now))
+    assert place == 1 and "its key has 16001 bytes, and stores take 16000" in reason
+    task.close()
+    assert store.get_online_features(["counts:n"], [{"user_id": longest}]).to_dict()["n"] == [2]
+    store.close()
 
 
 def test_what_keeps_rows_from_landing_is_said_until_they_land(store: FeatureStore) -> None:
