@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -133,6 +134,8 @@ def exit_code(error: FeatureStoreError) -> int:
 
 def main() -> None:
     """The console script."""
+    # What a command makes it mostly keeps until it ends: to look for garbage there often takes a tenth of its time.
+    gc.set_threshold(50_000)
     sys.exit(run(sys.argv[1:]))
 
 
