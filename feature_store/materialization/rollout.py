@@ -111,12 +111,7 @@ class Rollout:
         gone = dict(self._retired(state, _now() - kept_for))
         for record in gone.values():
             drop(record)  # before it is forgotten: killed here, it is dropped again
-        if gone:
-            keys = [(version.view, version.version) for version in gone]
-            try:
-                self.registry.commit([], state.serial, forget=keys, versions=dict.fromkeys(keys))
-            except ConflictError:
-                return  # somebody applied meanwhile; the next run does it
+        self.registry.forget_retired((version.view, version.version) for version in gone)
 
     def _retired(self, state: State, before: int) -> Iterator[tuple[Version, Record]]:
         for version in state.versions:

@@ -38,6 +38,7 @@ _SAVEPOINTS = "execution.checkpointing.savepoint-dir"
 _CHECKPOINTS = "execution.checkpointing.dir"
 _LEASE_S = 20.0
 _SUBMIT_S = 240.0
+_LAND_S = 60.0
 _SAVEPOINT_S = 30.0
 """A savepoint is some hundred bytes: what takes longer waits for a store, which may be away for hours."""
 _LOOK_EVERY_S = 2.0
@@ -207,13 +208,14 @@ class FlinkStream:
             return reason
 
     @contextmanager
-    def _alone(self, patience: float) -> Iterator[None]:
-        """While nobody else submits or stops the job; `ConflictError` where somebody does for so many seconds."""
+    def _alone(self, patience: float, what: str = "job") -> Iterator[None]:
+        """While nobody else submits or stops the job, or lands; `ConflictError` where somebody does for so many
+        seconds."""
         leases, until = self.store.registry.leases, time.monotonic() + patience
-        while (lease := leases.acquire(f"job {self.source}", this_holder(), _LEASE_S)) is None:
+        while (lease := leases.acquire(f"{what} {self.source}", this_holder(), _LEASE_S)) is None:
             if time.monotonic() >= until:
                 raise ConflictError(
-                    f'another process submits or stops the job of "{self.source}" now',
+                    f'another process is busy with the job of "{self.source}" now',
                     hint="See fs stream status, and try again",
                 )
             time.sleep(0.2)
@@ -223,7 +225,7 @@ class FlinkStream:
     def land(self) -> None:
         """Land what workers took and did not land before their job ended: Flink does not wait for them. What cannot be
         landed at once, the next job's workers land."""
-        with suppress(FeatureStoreError):
+        with suppress(FeatureStoreError), self._alone(_LAND_S, "land"):
             reads = self._state.job.get("reads")
             if reads is None or reads["brokers"] != self.store.topic(self.source).brokers:
                 return

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, Self, TypeVar
@@ -75,26 +75,22 @@ class Registry:
         self,
         changes: Sequence[Change],
         expected_serial: int,
-        forget: Collection[tuple[str, str]] = (),
         versions: Mapping[tuple[str, str], Version | None] | None = None,
     ) -> int:
         """Write all changes or none, and return the new serial; `ConflictError` if the serial is not as expected.
 
-        `forget`: (view, version) whose progress goes away in the same step; `versions`: those beside the applied ones
-        that get a role, or None for one that has none any more. Changes that change nothing are left out; if none is
-        left (and nothing to forget, and no role changes) the serial stays.
+        `versions`: those beside the applied ones that get a role, or None for one that has none any more. Changes that
+        change nothing are left out; if none is left, and no role changes, the serial stays.
         """
         self._ensure_project()
         with self._database.writing() as connection:
             serial = self._advance(connection, expected_serial)
             heads = self._heads(connection)
             rows = [row for change in changes if (row := self._row(change, heads, serial))]
-            if not rows and not forget and not versions:
+            if not rows and not versions:
                 connection.rollback()
                 return expected_serial
             self._write(connection, rows, serial)
-            for view, version in forget:
-                self._forget(connection, view, version)
             for (view, version), role in (versions or {}).items():
                 connection.execute(VERSIONS.delete().where(*self._key(VERSIONS, view, version)))
                 if role is not None:
@@ -151,6 +147,14 @@ class Registry:
         """Remove the progress of a version of a view, or of all its versions."""
         with self._database.writing() as connection:
             self._forget(connection, view, version)
+
+    def forget_retired(self, versions: Iterable[tuple[str, str]]) -> None:
+        """Forget retired versions of views, of which nothing is left. Nobody goes by them: the serial stays."""
+        with self._database.writing() as connection:
+            for view, version in versions:
+                key = self._key(VERSIONS, view, version)
+                connection.execute(VERSIONS.delete().where(*key, VERSIONS.c.role == Role.RETIRED))
+                self._forget(connection, view, version)
 
     @cached_property
     def backfills(self) -> Backfills:

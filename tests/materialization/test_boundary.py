@@ -26,7 +26,7 @@ feature_view:
   name: counts
   entities: [user]
   source: clicks
-  aggregations: [{name: n, function: count, window: 1h}, {name: d, function: count, window: 1d}]
+  aggregations: [{name: n, function: count, window: 6h}, {name: d, function: count, window: 1d}]
 """
 REPO = """
 entity: {name: user, join_key: user_id, type: INT64}

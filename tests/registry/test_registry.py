@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_store.errors import ConflictError, NotFoundError, SettingsError, StoreUnavailableError
-from feature_store.registry.records import Change, Progress, canonical
+from feature_store.registry.records import Change, Progress, Role, Version, canonical
 from feature_store.registry.registry import Registry
 
 _OPENED: list[Registry] = []
@@ -140,16 +140,17 @@ def test_progress_is_compared_and_set_by_revision(url: str) -> None:
     assert registry.all_progress() == []
 
 
-def test_a_commit_can_forget_progress_in_the_same_step(url: str) -> None:
+def test_what_is_retired_is_forgotten_and_the_serial_stays(url: str) -> None:
     registry = opened(url, "ads")
-    registry.commit([put("user")], 0)
-    registry.save_progress(Progress("v", "1"))
-    registry.save_progress(Progress("v", "2"))
-    with pytest.raises(ConflictError):
-        registry.commit([put("user", owner="b")], 0, forget=[("v", "1")])
-    assert len(registry.all_progress()) == 2
-    registry.commit([put("user", owner="b")], 1, forget=[("v", "1")])
-    assert [progress.version for progress in registry.all_progress()] == ["2"]
+    roles = {"1": Role.RETIRED, "2": Role.SERVED}
+    versions = {("v", number): Version("v", number, role, 0, "UTC", 5) for number, role in roles.items()}
+    registry.commit([put("user")], 0, versions=versions)
+    for number in ("1", "2", "3"):
+        registry.save_progress(Progress("v", number))
+    registry.forget_retired([("v", "1")])
+    assert [progress.version for progress in registry.all_progress()] == ["2", "3"]
+    state = registry.load()
+    assert (state.serial, state.versions) == (1, (versions["v", "2"],))
 
 
 def test_text_in_any_script_comes_back(url: str) -> None:
