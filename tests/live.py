@@ -22,7 +22,7 @@ from feature_store.pipelines.streams import Streams
 from feature_store.pipelines.topics import group_of
 from tests.servers import KafkaServer
 
-VIEWS = """
+SOURCE = """
 entity: {{name: user, join_key: user_id, type: INT64}}
 ---
 source:
@@ -35,7 +35,10 @@ source:
     - {{name: at, type: TIMESTAMP}}
   stream: {{kafka: {{topic: {topic}}}, push: true, engine: {engine}}}
 ---
-feature_view:
+"""
+VIEWS = (
+    SOURCE
+    + """feature_view:
   name: counts
   entities: [user]
   source: clicks
@@ -52,6 +55,7 @@ feature_view:
     - {{name: x, type: INT64}}
     - {{name: twice, type: INT64, expression: "x * 2"}}
 """
+)
 
 FEATURES = ["counts:n", "counts:total", "counts:newest", "latest:x", "latest:twice"]
 """All features of both views."""

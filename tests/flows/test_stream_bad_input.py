@@ -17,7 +17,7 @@ from confluent_kafka.admin import NewPartitions
 from feature_store.errors import InvalidInputError
 from feature_store.expressions.instants import DAY, HOUR, MINUTE, SECOND, to_datetime
 from tests.flows.broken import fs
-from tests.live import FEATURES, VIEWS, Live, made, repository, until
+from tests.live import FEATURES, SOURCE, VIEWS, Live, made, repository, until
 from tests.servers import KafkaServer
 
 pytestmark = pytest.mark.timeout(300)
@@ -109,7 +109,7 @@ def test_a_sum_that_is_too_large_stops_nothing_and_comes_back(tmp_path: Path, ka
     """Of decimals, whose state could be as large as Arrow takes: within a batch, and over several."""
     topic = kafka_server.topic(1)
     live = Live(repository(tmp_path, kafka_server, topic), kafka_server, topic)
-    (tmp_path / "views.yaml").write_text(DECIMALS.format(topic=topic))
+    (tmp_path / "views.yaml").write_text(DECIMALS.format(topic=topic, engine="kafka"))
     live.store.apply(allow_destructive=True)
     features, most = ["sums:total", "sums:middle"], 6 * 10**19
 
@@ -138,20 +138,9 @@ def test_a_sum_that_is_too_large_stops_nothing_and_comes_back(tmp_path: Path, ka
     live.store.close()
 
 
-DECIMALS = """
-entity: {{name: user, join_key: user_id, type: INT64}}
----
-source:
-  name: clicks
-  timestamp: at
-  columns:
-    - {{name: id, type: INT64}}
-    - {{name: user_id, type: INT64}}
-    - {{name: x, type: "DECIMAL(38,18)"}}
-    - {{name: at, type: TIMESTAMP}}
-  stream: {{kafka: {{topic: {topic}}}}}
----
-feature_view:
+DECIMALS = (
+    SOURCE.replace("x, type: INT64", 'x, type: "DECIMAL(38,18)"')
+    + """feature_view:
   name: sums
   entities: [user]
   source: clicks
@@ -159,6 +148,7 @@ feature_view:
     - {{name: total, function: sum, column: x, window: 7d}}
     - {{name: middle, function: mean, column: x, window: 7d}}
 """
+)
 
 
 def test_a_flood_of_late_events_is_kept_offline_alone(live: Live) -> None:
