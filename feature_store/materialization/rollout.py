@@ -111,7 +111,8 @@ class Rollout:
         gone = dict(self._retired(state, _now() - kept_for))
         for record in gone.values():
             drop(record)  # before it is forgotten: killed here, it is dropped again
-        self.registry.forget_retired((version.view, version.version) for version in gone)
+        if gone:
+            self.registry.forget_retired((version.view, version.version) for version in gone)
 
     def _retired(self, state: State, before: int) -> Iterator[tuple[Version, Record]]:
         for version in state.versions:
